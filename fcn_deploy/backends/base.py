@@ -1,0 +1,135 @@
+"""The seam between the runtime and an inference library: two small protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from fcn_deploy.tensors import Array, Precision, TensorSpec
+
+__all__ = ["Backend", "ContextManaged", "ExecutionContext", "ModelSource"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that is safe to hand to a parser.
+
+    Attributes:
+        path: where it was read; for messages, and for external data beside it.
+        data: the bytes that were checked, or None where the library must open `path` itself
+            (external data, an OpenVINO `.xml`).
+        extra_outputs: names of inner float32 tensors to give out beside the graph's own outputs.
+    """
+
+    path: Path
+    data: bytes | None = field(default=None, repr=False)
+    extra_outputs: tuple[str, ...] = ()
+
+
+class ExecutionContext(Protocol):
+    """A loaded network. `execute` may be called from several threads at once."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def execute(
+        self, feeds: Mapping[str, Array], /, *, outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Run the network once.
+
+        Args:
+            feeds: one C-contiguous array for each input, of the dtype and rank of its spec.
+            outputs: names to compute; None means all.
+
+        Returns:
+            One array for each name, owned by the caller.
+
+        Raises:
+            ShapeError: a feed is missing, unknown, or of the wrong rank or fixed size.
+            DTypeError: a feed is of another dtype.
+            ExecutionError: the library failed; its own error is chained.
+            ClosedError: after close().
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the network. May be called twice."""
+        ...
+
+
+class Backend(Protocol):
+    """One inference library, found by name. Making one imports nothing heavy."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """File names' endings that `open` takes, such as ``".onnx"``."""
+        ...
+
+    def available(self) -> bool:
+        """Say whether the library can be imported here."""
+        ...
+
+    def version(self) -> str:
+        """Give the library's version.
+
+        Raises:
+            BackendUnavailableError: the library is not installed.
+        """
+        ...
+
+    def precisions(self) -> tuple[Precision, ...]:
+        """Give the precisions that this machine can run an artifact in, natively.
+
+        Raises:
+            BackendUnavailableError: the library is not installed.
+        """
+        ...
+
+    def open(
+        self,
+        source: ModelSource,
+        /,
+        *,
+        precision: Precision = Precision.FP32,
+        num_threads: int | None = None,
+        num_streams: int = 1,
+    ) -> ExecutionContext:
+        """Load a network.
+
+        Args:
+            precision: arithmetic to compute in; never silently replaced by another.
+            num_threads: CPU threads in all; None means the cores this process may use.
+            num_streams: how many runs may go on at once, sharing the threads.
+
+        Raises:
+            BackendUnavailableError: the library or the precision is not available here.
+            ArtifactError: the library's parser refused the file.
+        """
+        ...
+
+
+class ContextManaged:
+    """`with` for anything that has `close()`."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
