@@ -1,0 +1,63 @@
+# Every target shares one environment, .venv, made on first use and kept in step with
+# pyproject.toml and constraints.txt. `make help` lists the targets.
+
+PYTHON ?= python3
+PIP_VERSION := 26.3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test test-fast lint format typecheck wheel constraints clean distclean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(READY)  ## make or update .venv with everything that the project uses
+
+# The stamp is written last, so an interrupted installation is taken up again by the next make.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name one, as in: make PYTHON=python3.12" >&2; exit 2; }
+	@echo "Setting up $(VENV): about 5.5 GB with PyTorch; a few minutes, this once."
+	@test -x $(BIN)/python -a -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq pip==$(PIP_VERSION)
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --build-constraint constraints.txt \
+	  --editable '.[all]' --group dev
+	@touch $@
+
+demo: $(READY)  ## export, measure and run a trained network on real data, under build/demo
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
+
+test: $(READY)  ## run all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(READY)  ## run the tests that are not marked slow, the last failures first
+	$(BIN)/python -m pytest -m "not slow" --failed-first --exitfirst $(PYTEST_ARGS)
+
+lint: $(READY)  ## check style, formatting and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	PYTHONPATH=.:export:benchmarks $(BIN)/lint-imports
+
+format: $(READY)  ## rewrite the files as lint wants them
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+typecheck: $(READY)  ## run mypy --strict over the packages and the tests
+	$(BIN)/mypy
+
+wheel: $(READY)  ## build the wheel and try it in a clean environment without PyTorch
+	$(BIN)/python scripts/smoke_wheel.py
+
+constraints: $(READY)  ## pin the newest versions that fit pyproject.toml in constraints.txt
+	$(BIN)/python scripts/write_constraints.py
+
+clean:  ## remove what was built, keep .venv
+	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv too
+	rm -rf $(VENV)
