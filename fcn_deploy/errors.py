@@ -1,14 +1,15 @@
 """Every error that crosses the public API, in one tree.
 
 FcnDeployError                       .hint says what to do next; a foreign error is chained
-├─ ExportError                       UnsupportedModelError, NonFiniteWeightsError, ParityError, BudgetError
+├─ ExportError                       UnsupportedModelError, NonFiniteWeightsError, ParityError,
+│                                    BudgetError
 ├─ BuildError                        UnsupportedOpError, ProfileError, BuildCancelledError
 ├─ ArtifactError                     ArtifactMissingError(FileNotFoundError), ManifestError,
 │                                    DigestMismatchError, UntrustedArtifactError, ArtifactBusyError,
 │                                    OutputExistsError(FileExistsError), EngineMismatchError
 ├─ InputError(ValueError)            ShapeError, DTypeError, FrameTooLargeError, NonFiniteInputError
-├─ ExecutionError                    NonFiniteOutputError, DeviceMemoryError(MemoryError), ClosedError,
-│                                    ForkedProcessError
+├─ ExecutionError                    NonFiniteOutputError, DeviceMemoryError(MemoryError),
+│                                    ClosedError, ForkedProcessError
 ├─ BackendUnavailableError(ImportError)
 ├─ SourceError(OSError)              SourceOpenError, SourceTimeoutError(TimeoutError),
 │                                    SourceLostError, FrameDropError

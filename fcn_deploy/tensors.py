@@ -1,4 +1,4 @@
-"""What a tensor is called, how it is typed and shaped, and in which precision a network computes."""
+"""What a tensor is called, how it is typed and shaped; in which precision a network computes."""
 
 from __future__ import annotations
 
