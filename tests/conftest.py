@@ -1,0 +1,59 @@
+"""What all tests share: seeded random numbers, and a CI in which nothing is skipped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import hypothesis
+import numpy as np
+import pytest
+
+# Reasons that hold even in CI, because no change to this repository could end them.
+ALLOWED_SKIPS = (
+    "needs an NVIDIA GPU",
+    "this CPU has no ",
+)
+
+hypothesis.settings.register_profile(
+    "fcn-deploy",
+    deadline=None,  # other tests, compilers and builds share the machine
+    derandomize="CI" in os.environ,  # a red CI run means that something changed
+)
+hypothesis.settings.load_profile("fcn-deploy")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers that are the same in every run."""
+    return np.random.default_rng(20260)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _fail_if_skipped(report)
+    return report
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure where FCN_FORBID_SKIPS is set and the reason is not allowed."""
+    if not os.environ.get("FCN_FORBID_SKIPS") or not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = _reason(report.longrepr)
+    if not reason.startswith(ALLOWED_SKIPS):
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid}: skipping is forbidden here, and this skips: {reason}"
+
+
+def _reason(longrepr: object) -> str:
+    # pytest gives a skip's (file, line, reason)
+    text = longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)
+    return str(text).removeprefix("Skipped: ")
