@@ -28,8 +28,11 @@ def main() -> int:
     report = json.loads(subprocess.run(resolve, check=True, stdout=subprocess.PIPE).stdout)
     packages = [item["metadata"] for item in report["install"]]
     pins = sorted(
-        (f"{package['name']}=={package['version']}" for package in packages
-         if package["name"] != "fcn-deploy"),
+        (
+            f"{package['name']}=={package['version']}"
+            for package in packages
+            if package["name"] != "fcn-deploy"
+        ),
         key=str.lower,
     )
     header = HEADER.format(
