@@ -1,0 +1,29 @@
+"""How much a model may ask for before it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ScanLimits"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanLimits:
+    """Bounds of a scan; an FCN-ResNet101 has about 250 nodes and 20,000 fields.
+
+    Attributes:
+        max_bytes: of the model file; protobuf ends just below 2 GiB.
+        max_nodes: operators.
+        max_fields: protobuf fields; bounds the time (about a microsecond each).
+        max_depth: nesting of messages that are only checked for form.
+        max_constant_elements: of a tensor that operators make from constants alone, which a
+            library computes when it loads the model.
+        max_value_elements: up to how many elements a constant's value is kept.
+    """
+
+    max_bytes: int = (1 << 31) - 1
+    max_nodes: int = 20_000
+    max_fields: int = 1_000_000
+    max_depth: int = 16
+    max_constant_elements: int = 16 << 20
+    max_value_elements: int = 4096
