@@ -1,0 +1,99 @@
+"""An ONNX model as bytes; weights beyond protobuf's limit in one plain file beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fcn_deploy.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["MAX_SINGLE_FILE_BYTES", "OnnxFile", "write_onnx"]
+
+MAX_SINGLE_FILE_BYTES = 1_800_000_000
+"""Above this, weights go to a file of their own: protobuf cannot hold 2 GiB."""
+
+_MIN_EXTERNAL_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFile:
+    """An ONNX model that was written to a folder.
+
+    Attributes:
+        path: the file.
+        data: its content.
+        weights: the file beside it that holds the weights, or None where `data` does.
+    """
+
+    path: Path
+    data: bytes = field(repr=False)
+    weights: Path | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk, with the weights."""
+        return len(self.data) + (self.weights.stat().st_size if self.weights else 0)
+
+    def session(self, *, outputs: tuple[str, ...] = (), num_threads: int | None = None) -> Any:
+        """Open the model in ONNX Runtime on the CPU, with inner tensors as further outputs."""
+        import onnxruntime
+
+        from fcn_deploy.onnx_scan import with_extra_outputs
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what fails is raised; the rest must not reach stderr
+        options.enable_cpu_mem_arena = False  # give memory back between shapes
+        if num_threads is not None:
+            options.intra_op_num_threads = num_threads
+        if self.weights is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(self.weights.parent)
+            )
+        return onnxruntime.InferenceSession(
+            with_extra_outputs(self.data, outputs) if outputs else self.data,
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+
+
+def write_onnx(
+    model: onnx.ModelProto,
+    path: Path,
+    *,
+    max_single_file_bytes: int = MAX_SINGLE_FILE_BYTES,
+) -> OnnxFile:
+    """Check a model with onnx's checker and write it; `model` loses its weights if they go apart.
+
+    Args:
+        path: of the model; weights beside it are called ``<name>.data``.
+
+    Raises:
+        UnsupportedModelError: the checker refuses the model; its own error is chained.
+    """
+    import onnx
+    from onnx.external_data_helper import (
+        convert_model_to_external_data,
+        write_external_data_tensors,
+    )
+
+    weights = None
+    if model.ByteSize() > max_single_file_bytes:
+        weights = path.with_name(f"{path.name}.data")
+        convert_model_to_external_data(
+            model, location=weights.name, size_threshold=_MIN_EXTERNAL_BYTES
+        )
+        write_external_data_tensors(model, str(path.parent))
+    data = model.SerializeToString()
+    path.write_bytes(data)
+    try:
+        onnx.checker.check_model(data if weights is None else str(path))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"torch's exporter made an invalid ONNX model: {str(error).splitlines()[0]}",
+            hint="Another --opset may help.",
+        ) from error
+    return OnnxFile(path, data, weights)
