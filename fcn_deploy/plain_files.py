@@ -45,10 +45,11 @@ def read_plain_file(
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise _translate_open_error(path, error) from error
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise UntrustedArtifactError(f"'{path}' is not a plain file.")
     with open(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise UntrustedArtifactError(f"'{path}' is not a plain file.")
         if status.st_nlink > 1:
             raise UntrustedArtifactError(
                 f"'{path}' is a hard link ({status.st_nlink} names).", hint="Copy the file itself."

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from fcn_deploy.errors import ClosedError, DTypeError, ForkedProcessError, ShapeError
 from fcn_deploy.tensors import Array, Precision, TensorSpec
 
-__all__ = ["Backend", "ContextManaged", "ExecutionContext", "ModelSource"]
+__all__ = ["Backend", "ContextManaged", "ExecutionContext", "ModelSource", "check_feeds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +120,25 @@ class Backend(Protocol):
 
 
 class ContextManaged:
-    """`with` for anything that has `close()`."""
+    """`with` for anything that has `close()`, and refusal to work after it or after a fork."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._closed = False
 
     def close(self) -> None:
-        raise NotImplementedError
+        """Refuse further use. May be called twice."""
+        self._closed = True
+
+    def _require_usable(self, what: str) -> None:
+        if self._closed:
+            raise ClosedError(f"{what} is closed.", hint="Open it again.")
+        if os.getpid() != self._process:
+            raise ForkedProcessError(
+                f"{what} was opened in process {self._process} and is used in its fork "
+                f"{os.getpid()}, which lacks the threads it needs.",
+                hint="Open it in the child, or start the child with the 'spawn' method.",
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -133,3 +150,25 @@ class ContextManaged:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def check_feeds(inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> None:
+    """Compare arrays with the inputs that a network declares.
+
+    Raises:
+        ShapeError: one is missing, unknown, empty, or of the wrong rank or fixed size.
+        DTypeError: one is of another dtype.
+    """
+    names = [spec.name for spec in inputs]
+    if sorted(names) != sorted(feeds):
+        raise ShapeError(f"the network takes {names}; got {sorted(feeds)}.")
+    for spec in inputs:
+        array = feeds[spec.name]
+        found = list(array.shape)
+        if array.dtype != spec.dtype:
+            raise DTypeError(f"input '{spec.name}' is {array.dtype}; expected {spec.dtype}.")
+        fits = len(found) == len(spec.shape) and all(
+            size > 0 and want in (None, size) for size, want in zip(found, spec.shape, strict=True)
+        )
+        if not fits:
+            raise ShapeError(f"input '{spec.name}' has shape {found}; expected {spec}.")

@@ -1,0 +1,152 @@
+"""ONNX Runtime on the CPU: the portable second."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from fcn_deploy.backends.base import ContextManaged, ModelSource, check_feeds
+from fcn_deploy.errors import ArtifactError, BackendUnavailableError, ExecutionError
+from fcn_deploy.machine import usable_cores
+from fcn_deploy.onnx_scan import with_extra_outputs
+from fcn_deploy.tensors import Array, Precision, TensorSpec
+
+__all__ = ["OnnxRuntimeBackend"]
+
+_PROVIDER = "CPUExecutionProvider"
+_FATAL = 4  # errors come as exceptions; on stderr they would spoil a command's output
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(uint16)": "uint16",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxRuntimeBackend:
+    """Runs ONNX files on the CPU, in fp32."""
+
+    name = "onnxruntime"
+    suffixes = (".onnx",)
+
+    def available(self) -> bool:
+        return find_spec("onnxruntime") is not None
+
+    def version(self) -> str:
+        return str(_library().__version__)
+
+    def precisions(self) -> tuple[Precision, ...]:
+        _library()
+        return (Precision.FP32,)
+
+    def open(
+        self,
+        source: ModelSource,
+        /,
+        *,
+        precision: Precision = Precision.FP32,
+        num_threads: int | None = None,
+        num_streams: int = 1,
+    ) -> OnnxRuntimeContext:
+        library = _library()
+        if precision not in self.precisions():
+            raise BackendUnavailableError(
+                f"onnxruntime cannot compute in {precision} on this CPU; it can in fp32.",
+                hint="Use --backend openvino, or --precision fp32.",
+            )
+        options = library.SessionOptions()
+        # concurrent runs share one pool of threads: a stream's share is its part of all
+        options.intra_op_num_threads = max(1, (num_threads or usable_cores()) // num_streams)
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _FATAL
+        if source.data is None:
+            model: str | bytes = str(source.path)
+        else:
+            model = with_extra_outputs(source.data, source.extra_outputs)
+        try:
+            session = library.InferenceSession(model, options, providers=[_PROVIDER])
+        except _errors() as error:
+            raise ArtifactError(
+                f"onnxruntime refused '{source.path}': {_text(error)}",
+                hint="Run it with --backend openvino, or export it again.",
+            ) from error
+        if session.get_providers() != [_PROVIDER]:
+            raise BackendUnavailableError(f"onnxruntime chose {session.get_providers()} by itself.")
+        return OnnxRuntimeContext(session, name=source.path.name)
+
+
+class OnnxRuntimeContext(ContextManaged):
+    """An inference session, which several threads may run at once."""
+
+    def __init__(self, session: Any, *, name: str) -> None:
+        super().__init__()
+        self._session = session
+        self._name = name
+        self.inputs = tuple(_spec(node) for node in session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in session.get_outputs())
+
+    def execute(
+        self, feeds: Mapping[str, Array], /, *, outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        self._require_usable(f"the network '{self._name}'")
+        check_feeds(self.inputs, feeds)
+        session = self._session
+        wanted = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
+        contiguous = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        try:
+            results = session.run(wanted, contiguous)
+        except _errors() as error:
+            shapes = {name: list(array.shape) for name, array in feeds.items()}
+            raise ExecutionError(
+                f"onnxruntime failed in '{self._name}' with input {shapes}: {_text(error)}",
+                hint="If other sizes work, the network does not take this one.",
+            ) from error
+        return dict(zip(wanted, results, strict=True))
+
+    def close(self) -> None:
+        super().close()
+        self._session = None
+
+
+def _library() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "the backend 'onnxruntime' is not installed.",
+            hint="pip install 'fcn-deploy[onnxruntime]'",
+        ) from error
+    return onnxruntime
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """Give all that ONNX Runtime raises: its own classes share no base but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [kind for kind in vars(state).values() if isinstance(kind, type)]
+    return (
+        *(kind for kind in own if issubclass(kind, Exception)),
+        RuntimeError,
+        ValueError,  # also UnicodeDecodeError, on names that are not UTF-8
+    )
+
+
+def _spec(node: Any) -> TensorSpec:
+    if node.type not in _DTYPES:
+        raise ArtifactError(f"'{node.name}' is of type {node.type}, which is no dense tensor.")
+    shape = tuple(dim if isinstance(dim, int) else None for dim in node.shape)
+    return TensorSpec(node.name, _DTYPES[node.type], shape)
+
+
+def _text(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,176 @@
+"""OpenVINO on the CPU: the default where there is no NVIDIA GPU."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from fcn_deploy.backends.base import ContextManaged, ModelSource, check_feeds
+from fcn_deploy.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    ExecutionError,
+    ShapeError,
+)
+from fcn_deploy.machine import usable_cores
+from fcn_deploy.onnx_scan import with_extra_outputs
+from fcn_deploy.tensors import Array, Precision, TensorSpec
+
+__all__ = ["OpenVinoBackend"]
+
+# OpenVINO computes in bf16 by itself where the CPU has it: the hint is always given
+_PRECISION_HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
+
+
+class OpenVinoBackend:
+    """Runs ONNX files and OpenVINO's own ``.xml`` on the CPU."""
+
+    name = "openvino"
+    suffixes = (".onnx", ".xml")
+
+    def available(self) -> bool:
+        return find_spec("openvino") is not None
+
+    def version(self) -> str:
+        return str(_library().__version__).split("-")[0]
+
+    def precisions(self) -> tuple[Precision, ...]:
+        able = _library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return (Precision.FP32, Precision.BF16) if "BF16" in able else (Precision.FP32,)
+
+    def open(
+        self,
+        source: ModelSource,
+        /,
+        *,
+        precision: Precision = Precision.FP32,
+        num_threads: int | None = None,
+        num_streams: int = 1,
+    ) -> OpenVinoContext:
+        library = _library()
+        if precision not in self.precisions():
+            raise BackendUnavailableError(
+                f"openvino cannot compute in {precision} on this CPU; "
+                f"it can in {', '.join(self.precisions())}.",
+                hint="Choose one of these with --precision.",
+            )
+        config = {
+            "INFERENCE_PRECISION_HINT": _PRECISION_HINTS[precision],
+            "NUM_STREAMS": num_streams,
+            "INFERENCE_NUM_THREADS": num_threads or usable_cores(),
+        }
+        core = library.Core()
+        try:
+            compiled = core.compile_model(_read(core, source), "CPU", config)
+        except (RuntimeError, UnicodeDecodeError) as error:
+            raise ArtifactError(
+                f"openvino refused '{source.path}': {_first_line(error)}",
+                hint="Run it with --backend onnxruntime, or export it again.",
+            ) from error
+        return OpenVinoContext(compiled, name=source.path.name)
+
+
+class OpenVinoContext(ContextManaged):
+    """A compiled network. Each thread that executes takes an infer request of its own."""
+
+    def __init__(self, compiled: Any, *, name: str) -> None:
+        super().__init__()
+        self._compiled = compiled
+        self._name = name
+        self._idle: list[Any] = []
+        self._lock = threading.Lock()
+        self.inputs = tuple(_spec(port, i) for i, port in enumerate(compiled.inputs))
+        self.outputs = tuple(_spec(port, i) for i, port in enumerate(compiled.outputs))
+        self._output_index = {spec.name: i for i, spec in enumerate(self.outputs)}
+
+    def execute(
+        self, feeds: Mapping[str, Array], /, *, outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        self._require_usable(f"the network '{self._name}'")
+        check_feeds(self.inputs, feeds)
+        wanted = [spec.name for spec in self.outputs] if outputs is None else outputs
+        request = self._take_request()
+        try:
+            for index, spec in enumerate(self.inputs):
+                request.set_input_tensor(index, _shared_tensor(feeds[spec.name]))
+            request.infer()
+            # copied: the request's own buffers are overwritten by its next run
+            return {
+                name: np.array(request.get_output_tensor(self._output_index[name]).data)
+                for name in wanted
+            }
+        except RuntimeError as error:
+            shapes = {name: list(array.shape) for name, array in feeds.items()}
+            raise _execution_error(self._name, shapes, error) from error
+        finally:
+            with self._lock:
+                self._idle.append(request)
+
+    def close(self) -> None:
+        super().close()
+        with self._lock:
+            self._idle.clear()
+            self._compiled = None
+
+    def _take_request(self) -> Any:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+            self._require_usable(f"the network '{self._name}'")
+            return self._compiled.create_infer_request()
+
+
+def _library() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "the backend 'openvino' is not installed.", hint="pip install 'fcn-deploy[cpu]'"
+        ) from error
+    return openvino
+
+
+def _read(core: Any, source: ModelSource) -> Any:
+    if source.data is None:
+        model = core.read_model(str(source.path))
+        if source.extra_outputs:
+            model.add_outputs(list(source.extra_outputs))
+        return model
+    return core.read_model(with_extra_outputs(source.data, source.extra_outputs))
+
+
+def _shared_tensor(array: Array) -> Any:
+    import openvino
+
+    return openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
+
+
+def _spec(port: Any, index: int) -> TensorSpec:
+    shape = tuple(None if dim.is_dynamic else dim.get_length() for dim in port.partial_shape)
+    names = sorted(port.names)
+    return TensorSpec(
+        name=names[0] if names else f"tensor_{index}",
+        dtype=np.dtype(port.element_type.to_dtype()).name,
+        shape=shape,
+    )
+
+
+def _execution_error(
+    name: str, shapes: Mapping[str, list[int]], error: RuntimeError
+) -> ExecutionError | ShapeError:
+    text = _first_line(error)
+    return ExecutionError(
+        f"openvino failed in '{name}' with input {shapes}: {text}",
+        hint="If other sizes work, the network does not take this one.",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """Give the line of OpenVINO's many that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (telling or lines or [type(error).__name__])[0][:300]

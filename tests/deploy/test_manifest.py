@@ -1,0 +1,187 @@
+"""The manifest is read back as it was written, and nothing malformed gets through."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fcn_deploy.errors import ManifestError
+from fcn_deploy.manifest import (
+    ClassInfo,
+    Fidelity,
+    FileEntry,
+    Manifest,
+    Preprocess,
+    Source,
+    TensorInfo,
+    Variant,
+    check_file_name,
+)
+from fcn_deploy.profile import ShapeRange
+from fcn_deploy.tensors import Precision
+
+SHA = "0" * 64
+
+
+def example_manifest() -> Manifest:
+    return Manifest(
+        inputs=(TensorInfo("image", "uint8", (None, None, None, 3), "NHWC", "bgr"),),
+        outputs=(TensorInfo("labels", "uint8", (None, None, None), "NHW"),),
+        shapes=ShapeRange((1, 64, 64), (1, 512, 512), (8, 2048, 2048), multiple_of=8),
+        preprocess=Preprocess((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "rgb"),
+        classes=(ClassInfo("background", (0, 0, 0)), ClassInfo("road", (128, 64, 128))),
+        variants=(
+            Variant(
+                "model.onnx",
+                Precision.FP32,
+                fidelity=(Fidelity("openvino", Precision.BF16, 0.9995, 0.0004, 0.71, 0.02),),
+            ),
+        ),
+        source=Source("model.pt", SHA, "net:make", "/data/model.pt", {"width": "8"}, "out"),
+        provenance={"torch": "2.14.1"},
+        files=(FileEntry("model.onnx", 12, SHA),),
+    )
+
+
+def document() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(example_manifest().to_json())
+    return loaded
+
+
+def test_what_is_written_is_read_back() -> None:
+    manifest = example_manifest()
+
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_equal_manifests_are_equal_bytes() -> None:
+    first = replace(example_manifest(), provenance={"a": "1", "b": "2"})
+    second = replace(example_manifest(), provenance={"b": "2", "a": "1"})
+
+    assert first.to_json() == second.to_json()
+
+
+def test_the_keys_are_those_of_the_format() -> None:
+    assert set(document()) == {
+        "format_version", "files", "inputs", "outputs", "shapes", "preprocess", "classes",
+        "variants", "source", "provenance",
+    }  # fmt: skip
+    assert set(document()["shapes"]) == {"min", "opt", "max", "multiple_of"}
+
+
+def test_an_unknown_key_is_ignored() -> None:
+    extended = {**document(), "later": 1}
+
+    assert Manifest.from_json(json.dumps(extended).encode()) == example_manifest()
+
+
+def test_a_newer_format_says_so() -> None:
+    newer = {**document(), "format_version": 2}
+
+    with pytest.raises(ManifestError, match=r"format version 2; this release reads 1.*Install"):
+        Manifest.from_json(json.dumps(newer).encode())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[]", "expected an object"),
+        (b'{"format_version": 1, "format_version": 1}', "a key twice"),
+        (b'{"format_version": NaN}', "holds NaN"),
+        (b"[" * 100_000, "not JSON"),
+        (b" " * (2 << 20), "at most"),
+    ],
+)
+def test_what_is_no_json_object_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(ManifestError, match=message):
+        Manifest.from_json(content)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("files", 0, "name"), "../model.onnx", "not a plain file name"),
+        (("files", 0, "size"), -1, "size -1"),
+        (("files", 0, "sha256"), "abc", "SHA-256"),
+        (("files", 0, "name"), "other.onnx", "not among the listed files"),
+        (("shapes", "min"), [1, 64], "expected batch, height, width"),
+        (("shapes", "min"), [1, 640, 64], "must not decrease"),
+        (("shapes", "multiple_of"), 0, "must be 1 or more"),
+        (("shapes", "multiple_of"), True, "expected int"),
+        (("preprocess", "std"), [0.0, 1.0, 1.0], "above 0"),
+        (("preprocess", "mean"), [0.0], "takes 3"),
+        (("preprocess", "color"), "hsv", "expected one of"),
+        (("classes", 0, "color"), [0, 0, 256], "0..255"),
+        (("variants", 0, "precision"), "fp8", "expected fp32"),
+        (("variants", 0, "fidelity", 0, "miou"), "high", "expected float"),
+        (("inputs", 0, "layout"), "NCH", "layout"),
+        (("inputs", 0, "shape"), ["N", 1, 1, 3], "expected sizes or null"),
+        (("source",), None, "expected dict"),
+        (("provenance",), {"torch": 2}, "expected str"),
+    ],
+)
+def test_a_malformed_entry_is_named(path: tuple[Any, ...], value: Any, message: str) -> None:
+    changed = document()
+    place: Any = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+
+    with pytest.raises(ManifestError, match=message):
+        Manifest.from_json(json.dumps(changed).encode())
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_give_a_manifest_or_our_error(content: bytes) -> None:
+    try:
+        Manifest.from_json(content)
+    except ManifestError as error:
+        assert str(error)  # noqa: PT017 - the other outcome is as good
+
+
+@given(
+    st.lists(st.integers(0, 10_000), min_size=1, max_size=4),
+    st.binary(min_size=1, max_size=4),
+)
+@settings(max_examples=500, deadline=None)
+def test_a_damaged_manifest_gives_a_manifest_or_our_error(
+    places: list[int], replacement: bytes
+) -> None:
+    content = bytearray(example_manifest().to_json())
+    for place in places:
+        content[place % len(content)] = replacement[place % len(replacement)]
+
+    try:
+        Manifest.from_json(bytes(content))
+    except ManifestError as error:
+        assert str(error)  # noqa: PT017 - the other outcome is as good
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "a/b", "/etc/passwd", "a\\b", "C:x", ".hidden", "a\0b", "x" * 129, "nul", "a."],
+)
+def test_a_name_that_is_not_plain_is_refused(name: str) -> None:
+    with pytest.raises(ManifestError, match="not a plain file name"):
+        check_file_name(name)
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=500, deadline=None)
+def test_an_accepted_name_stays_in_its_folder(name: str) -> None:
+    try:
+        check_file_name(name)
+    except ManifestError:
+        return
+
+    assert name == name.strip("/\\. ")
+    assert "/" not in name
+    assert "\\" not in name
