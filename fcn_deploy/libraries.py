@@ -1,0 +1,162 @@
+"""Libraries that the project uses: what for, what installs them, and which releases are too old."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+from fcn_deploy.machine import distribution_version, version_numbers
+
+__all__ = ["LIBRARIES", "Library", "LibraryState", "LibraryStatus", "check_libraries"]
+
+LibraryState = Literal["ok", "outdated", "conflict", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A library, and the oldest release of it that should be used.
+
+    Attributes:
+        distribution: the name that pip knows.
+        module: the name that Python imports.
+        purpose: what it does here.
+        floor: the first release to use.
+        reason: what is wrong with older ones.
+        extra: extra of fcn-deploy that installs it; None for what every installation has, and for
+            what comes with other libraries.
+        required: whether an installation without it is incomplete.
+        refused: later releases that must not be used all the same.
+        alternatives: other distributions of the same module.
+    """
+
+    distribution: str
+    module: str
+    purpose: str
+    floor: str
+    reason: str
+    extra: str | None = None
+    required: bool = False
+    refused: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
+
+    @property
+    def install(self) -> str:
+        """The command that installs it, or brings it up to date."""
+        if self.extra is not None:
+            return f"pip install -U 'fcn-deploy[{self.extra}]'"
+        if self.required:
+            return "pip install -U fcn-deploy"
+        return f"pip install -U '{self.distribution}>={self.floor}'"
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryStatus:
+    """A library as found here.
+
+    Attributes:
+        distribution: the one that is installed, or the one to install.
+        version: None where it is missing, or was installed without pip's record.
+        state: ``"outdated"`` also where a known fault makes a newer release unusable;
+            ``"conflict"`` where two distributions overwrite each other's files.
+        advice: what to do, with the command; None where nothing is to be done.
+    """
+
+    library: Library
+    distribution: str
+    version: str | None
+    state: LibraryState
+    advice: str | None
+
+
+_API = "this project uses functions that came with it"
+
+# The floors of what fcn-deploy requires are those of pyproject.toml; a test compares them.
+LIBRARIES = (
+    Library("numpy", "numpy", "arrays", "2.0", _API, required=True),
+    Library(
+        *("opencv-python-headless", "cv2", "images and video", "4.14.0.94"),
+        "its FFmpeg writes out of bounds on crafted video (CVE-2026-8461)",
+        required=True,
+        refused=("5.0.0.93",),
+        alternatives=("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    ),
+    Library("rich", "rich", "tables and progress", "13", _API, required=True),
+    Library("openvino", "openvino", "runs networks on the CPU", "2026.0", _API, extra="cpu"),
+    Library(
+        *("onnxruntime", "onnxruntime", "runs networks on the CPU", "1.30.1"),
+        "crafted models corrupt its memory",
+        extra="onnxruntime",
+        alternatives=("onnxruntime-gpu",),
+    ),
+    Library(
+        *("torch", "torch", "fcn-export, baselines of fcn-bench", "2.11"),
+        "crafted checkpoints execute code (CVE-2026-24747, CVE-2026-4538)",
+        extra="export",
+    ),
+    Library(
+        *("torchvision", "torchvision", "fcn-export, known architectures", "0.26"),
+        "it belongs to a torch before 2.11",
+        extra="export",
+    ),
+    Library(
+        *("onnx", "onnx", "fcn-export", "1.22"),
+        "crafted models corrupt its memory or read other files (CVE-2026-44512, CVE-2026-27489)",
+        extra="export",
+    ),
+    Library("onnxscript", "onnxscript", "fcn-export", "0.7", _API, extra="export"),
+    Library("safetensors", "safetensors", "fcn-export, .safetensors", "0.5", _API, extra="export"),
+    Library("psutil", "psutil", "fcn-bench, memory", "6", _API, extra="bench"),
+    Library(
+        *("av", "av", "video, second decoder and crash-safe writer", "18.1"),
+        "its FFmpeg writes out of bounds on crafted video (CVE-2026-8461)",
+        extra="video",
+    ),
+    Library(
+        *("protobuf", "google.protobuf", "comes with onnx", "6.33.5"),
+        "crafted messages stop it (CVE-2026-0994)",
+    ),
+    Library(
+        *("pillow", "PIL", "comes with torchvision", "13.0"),
+        "crafted images corrupt its memory (CVE-2026-40192 and later)",
+    ),
+    Library(
+        *("tensorrt", "tensorrt", "engines for NVIDIA GPUs", "11.0"),
+        "crafted plans execute code (CVE-2026-24227)",
+    ),
+    Library("tensorrt-rtx", "tensorrt_rtx", "engines for GeForce and RTX GPUs", "1.0", _API),
+)
+
+
+def check_libraries() -> tuple[LibraryStatus, ...]:
+    """Compare what is installed with what is needed. Imports none of it."""
+    return tuple(_check(library) for library in LIBRARIES)
+
+
+def _check(library: Library) -> LibraryStatus:
+    names = (library.distribution, *library.alternatives)
+    found = {name: version for name in names if (version := distribution_version(name))}
+    if not found:
+        if _importable(library.module):
+            return LibraryStatus(library, library.distribution, None, "ok", None)
+        worth_it = library.required or library.extra is not None
+        advice = library.install if worth_it else None
+        return LibraryStatus(library, library.distribution, None, "missing", advice)
+    name, version = next(iter(found.items()))
+    if len(found) > 1:
+        # they share one folder: whichever came last has overwritten the others' files
+        others = " ".join(other for other in found if other != name)
+        advice = f"pip uninstall {others}; then pip install --force-reinstall {name}"
+        return LibraryStatus(library, name, version, "conflict", advice)
+    numbers = version_numbers(version)
+    too_old = numbers < version_numbers(library.floor)
+    if too_old or numbers in map(version_numbers, library.refused):
+        command = library.install if name == library.distribution else f"pip install -U {name}"
+        advice = f"{library.reason}; use {library.floor} or later: {command}"
+        return LibraryStatus(library, name, version, "outdated", advice)
+    return LibraryStatus(library, name, version, "ok", None)
+
+
+def _importable(module: str) -> bool:
+    top = module.partition(".")[0]
+    return find_spec(top) is not None and (top == module or find_spec(module) is not None)
