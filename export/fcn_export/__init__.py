@@ -1,0 +1,25 @@
+"""Turn a trained PyTorch segmentation network into an artifact that fcn_deploy runs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fcn_export.export import ExportReport, export_model
+    from fcn_export.loading import LoadedModel, load_model
+
+__all__ = ["ExportReport", "LoadedModel", "export_model", "load_model"]
+
+_HOMES = {
+    "ExportReport": "fcn_export.export",
+    "LoadedModel": "fcn_export.loading",
+    "export_model": "fcn_export.export",
+    "load_model": "fcn_export.loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fcn_export' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
