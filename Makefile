@@ -21,7 +21,7 @@ venv: $(READY)  ## make or update .venv with everything that the project uses
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; name one, as in: make PYTHON=python3.12" >&2; exit 2; }
-	@echo "Setting up $(VENV): about 5.5 GB with PyTorch; a few minutes, this once."
+	@echo "Bringing $(VENV) in step with $^ (at first: 5.5 GB with PyTorch, a few minutes)."
 	@test -x $(BIN)/python -a -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq pip==$(PIP_VERSION)
 	@$(BIN)/python -m pip install -qq --constraint constraints.txt --build-constraint constraints.txt \

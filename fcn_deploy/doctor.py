@@ -1,0 +1,260 @@
+"""What can run here, what is missing, and what a model would run on and why."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fcn_deploy import __version__
+from fcn_deploy.backends import backend_names, get_backend
+from fcn_deploy.errors import BackendUnavailableError
+from fcn_deploy.libraries import LibraryStatus, check_libraries
+from fcn_deploy.loading import locate_model, open_model
+from fcn_deploy.machine import Machine, describe_machine, distribution_version, version_numbers
+from fcn_deploy.manifest import Fidelity, Manifest
+from fcn_deploy.tensors import Precision
+
+__all__ = [
+    "BackendStatus",
+    "Decoder",
+    "Diagnosis",
+    "ModelDiagnosis",
+    "VariantStatus",
+    "diagnose",
+]
+
+SCHEMA_VERSION = 1
+
+# of FFmpeg 8.1.2, the first release without CVE-2026-8461 (out of bounds write, MagicYUV)
+_SAFE_LIBAVCODEC = "62.28.102"
+
+# where the class map is computed, by what the graph gives
+_HEADS = {
+    "labels": "in the graph, which is run whole",
+    "scores": "by the runtime, from the scores that the graph gives",
+}
+
+# these change how many threads a backend or PyTorch starts
+_THREAD_SETTINGS = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """A backend of this release, as found here.
+
+    Attributes:
+        version: None where it cannot be used.
+        precisions: what this machine computes in with it; empty where it cannot be used.
+        problem: why it cannot be used, and the command that helps; None where it can.
+    """
+
+    name: str
+    version: str | None
+    precisions: tuple[Precision, ...]
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A library that reads video, and the FFmpeg that it was built with.
+
+    Attributes:
+        libavcodec: version of FFmpeg's decoders; None where it has none, or cannot be imported.
+        problem: why it cannot be imported; None where it can.
+    """
+
+    library: str
+    libavcodec: str | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class VariantStatus:
+    """One file of an artifact: its size in bytes, and how it fared at export, where it can run."""
+
+    file: str
+    precision: Precision
+    size: int | None
+    fidelity: tuple[Fidelity, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDiagnosis:
+    """What would run a model here.
+
+    Attributes:
+        classes: their names; None for a bare graph, which has none.
+        backend, precision, reason: what `Segmenter.open` takes by itself, and why.
+        head: where the class map is computed; None where nothing can run the model.
+        problem: why nothing here can run it, and the command that helps.
+    """
+
+    path: str
+    classes: tuple[str, ...] | None
+    variants: tuple[VariantStatus, ...]
+    backend: str | None = None
+    precision: Precision | None = None
+    reason: str | None = None
+    head: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """This machine, and a model on it.
+
+    Attributes:
+        version: of fcn-deploy.
+        thread_settings: environment variables that are set and change the number of threads.
+        advice: what to do, most useful first; empty where all is well.
+    """
+
+    version: str
+    machine: Machine
+    thread_settings: Mapping[str, str]
+    backends: tuple[BackendStatus, ...]
+    libraries: tuple[LibraryStatus, ...]
+    decoders: tuple[Decoder, ...]
+    advice: tuple[str, ...]
+    model: ModelDiagnosis | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether something here can run: the model, or any where none was given."""
+        if self.model is not None:
+            return self.model.problem is None
+        return any(backend.problem is None for backend in self.backends)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the diagnosis as a JSON object."""
+        return {"schema_version": SCHEMA_VERSION, "healthy": self.healthy, **asdict(self)}
+
+
+def diagnose(model: str | os.PathLike[str] | None = None) -> Diagnosis:
+    """Look at this machine and, where one is given, at a model.
+
+    Args:
+        model: an artifact or an ``.onnx`` file; it is opened as `Segmenter.open` opens it.
+
+    Raises:
+        ArtifactError: the model is missing, damaged or malformed. That nothing here can run it is
+            no error: the diagnosis says so.
+    """
+    backends = tuple(_diagnose_backend(name) for name in backend_names())
+    libraries = check_libraries()
+    decoders = _decoders()
+    return Diagnosis(
+        version=__version__,
+        machine=describe_machine(),
+        thread_settings={
+            name: os.environ[name] for name in _THREAD_SETTINGS if os.environ.get(name)
+        },
+        backends=backends,
+        libraries=libraries,
+        decoders=decoders,
+        advice=_advice(backends, libraries, decoders),
+        model=None if model is None else _diagnose_model(Path(model)),
+    )
+
+
+def _diagnose_backend(name: str) -> BackendStatus:
+    backend = get_backend(name)
+    try:
+        return BackendStatus(name, backend.version(), backend.precisions(), None)
+    except BackendUnavailableError as error:
+        problem = str(error)
+        if backend.available() and error.__cause__ is not None:
+            # installed, but it does not load: a missing system library, or a mixture of versions
+            problem = f"installed, but it cannot be imported: {error.__cause__}"
+        return BackendStatus(name, None, (), problem)
+
+
+def _diagnose_model(path: Path) -> ModelDiagnosis:
+    manifest = locate_model(path).manifest
+    variants = () if manifest is None else _variants(manifest)
+    classes = None if manifest is None else tuple(entry.name for entry in manifest.classes)
+    try:
+        model = open_model(path)
+    except BackendUnavailableError as error:
+        return ModelDiagnosis(str(path), classes, variants, problem=str(error))
+    model.context.close()
+    return ModelDiagnosis(
+        path=str(path),
+        classes=classes,
+        variants=variants,
+        backend=model.backend.name,
+        precision=model.precision,
+        reason=model.reason,
+        head=_HEADS[model.output_format.kind],
+    )
+
+
+def _variants(manifest: Manifest) -> tuple[VariantStatus, ...]:
+    sizes = {entry.name: entry.size for entry in manifest.files}
+    return tuple(
+        VariantStatus(
+            variant.file, variant.precision, sizes.get(variant.file), tuple(variant.fidelity)
+        )
+        for variant in manifest.variants
+    )
+
+
+def _decoders() -> tuple[Decoder, ...]:
+    """Ask the video libraries which FFmpeg they carry: their own version does not tell."""
+    decoders = []
+    try:
+        import cv2
+
+        build = re.search(r"avcodec:\s+YES \(([\d.]+)\)", cv2.getBuildInformation())
+        decoders.append(Decoder("cv2", build[1] if build else None, None))
+    except ImportError as error:
+        decoders.append(Decoder("cv2", None, f"cannot be imported: {error}"))
+    if distribution_version("av") is None:
+        return tuple(decoders)
+    try:
+        import av
+
+        version = ".".join(str(number) for number in av.library_versions["libavcodec"])
+        decoders.append(Decoder("av", version, None))
+    except ImportError as error:
+        decoders.append(Decoder("av", None, f"cannot be imported: {error}"))
+    return tuple(decoders)
+
+
+def _advice(
+    backends: Sequence[BackendStatus],
+    libraries: Sequence[LibraryStatus],
+    decoders: Sequence[Decoder],
+) -> tuple[str, ...]:
+    advice = []
+    if all(backend.problem is not None for backend in backends):
+        advice.append("no backend can run here: pip install 'fcn-deploy[cpu]'")
+    urgent = {"outdated": "update", "conflict": "repair"}
+    for status in libraries:
+        if status.state in urgent:
+            verb = urgent[status.state]
+            advice.append(f"{verb} {status.distribution} {status.version}: {status.advice}")
+    advice += [text for decoder in decoders if (text := _decoder_advice(decoder))]
+    missing: dict[str, list[str]] = {}
+    for status in libraries:
+        if status.state == "missing" and status.advice:
+            missing.setdefault(status.advice, []).append(status.distribution)
+    advice += [f"for {', '.join(names)}: {command}" for command, names in missing.items()]
+    return tuple(advice)
+
+
+def _decoder_advice(decoder: Decoder) -> str | None:
+    if decoder.problem is not None:
+        return f"repair {decoder.library}: {decoder.problem}"
+    if decoder.libavcodec is None or version_numbers(decoder.libavcodec) >= version_numbers(
+        _SAFE_LIBAVCODEC
+    ):
+        return None
+    return (
+        f"read no video from strangers with {decoder.library}: its FFmpeg (libavcodec "
+        f"{decoder.libavcodec}) is older than {_SAFE_LIBAVCODEC}, which closed CVE-2026-8461"
+    )

@@ -1,0 +1,231 @@
+"""fcn-doctor: what it finds here, what it says of a model, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onnx import parser
+
+from fcn_deploy import __version__, doctor
+from fcn_deploy.artifact import ArtifactWriter
+from fcn_deploy.cli.doctor import main
+from fcn_deploy.machine import usable_cores
+from fcn_deploy.manifest import (
+    ClassInfo,
+    Fidelity,
+    Manifest,
+    Preprocess,
+    Source,
+    TensorInfo,
+    Variant,
+)
+from fcn_deploy.profile import ShapeRange
+from fcn_deploy.segmenter import Segmenter
+from fcn_deploy.tensors import Precision
+
+# the brightest channel of the frame is the label
+GRAPH = """
+<ir_version: 10, opset_import: ["" : 21]>
+brightest (uint8[N, H, W, 3] image) => (uint8[N, H, W] labels)
+{
+    values = Cast<to = 1>(image)
+    best = ArgMax<axis = -1, keepdims = 0>(values)
+    labels = Cast<to = 2>(best)
+}
+"""
+
+MANIFEST = Manifest(
+    inputs=(TensorInfo("image", "uint8", (None, None, None, 3), "NHWC", "bgr"),),
+    outputs=(TensorInfo("labels", "uint8", (None, None, None), "NHW"),),
+    shapes=ShapeRange((1, 8, 8), (1, 64, 64), (1, 128, 128)),
+    preprocess=Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bgr"),
+    classes=(
+        ClassInfo("blue", (0, 0, 255)),
+        ClassInfo("green", (0, 255, 0)),
+        ClassInfo("red", (255, 0, 0)),
+    ),
+    variants=(
+        Variant(
+            "model.onnx",
+            Precision.FP32,
+            fidelity=(
+                Fidelity("openvino", Precision.FP32, 1.0, 0.0, miou=0.75, miou_drop=0.0),
+                Fidelity("openvino", Precision.BF16, 0.5, 0.0),
+            ),
+        ),
+    ),
+    source=Source("model.pt", None, None),
+    provenance={},
+)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    path = tmp_path / "brightest.fcn"
+    with ArtifactWriter(path) as writer:
+        writer.add("model.onnx", parser.parse_model(GRAPH).SerializeToString())
+        writer.commit(MANIFEST)
+    return path
+
+
+@pytest.fixture
+def without_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    # None makes `import` fail, as on a machine without them
+    for name in ("openvino", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    status = main([*arguments, "--json", "-"])
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return status, document
+
+
+def test_json_holds_machine_backends_and_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+    status, document = run_json(capsys)
+
+    assert status == 0
+    assert (document["schema_version"], document["version"]) == (1, __version__)
+    assert document["machine"]["usable_cores"] == usable_cores()
+    assert [backend["name"] for backend in document["backends"]] == ["openvino", "onnxruntime"]
+    assert all("fp32" in backend["precisions"] for backend in document["backends"])
+    assert {"numpy", "torch", "tensorrt"} <= {
+        status["library"]["distribution"] for status in document["libraries"]
+    }
+    assert document["model"] is None
+
+
+def test_json_is_written_to_a_file_beside_the_report(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    status = main(["--json", str(tmp_path / "doctor.json")])
+
+    assert status == 0
+    assert "Backends" in capsys.readouterr().out
+    assert json.loads((tmp_path / "doctor.json").read_text())["healthy"] is True
+
+
+def test_report_names_what_decides_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+
+    report = capsys.readouterr().out
+    assert f"{usable_cores()} usable" in report
+    assert "FFmpeg in cv2" in report
+    for line in ("CPU", "instructions", "threads", "openvino", "onnxruntime"):
+        assert f"  {line} " in report
+
+
+def test_model_is_described_as_the_segmenter_would_open_it(
+    capsys: pytest.CaptureFixture[str], artifact: Path
+) -> None:
+    with Segmenter.open(artifact) as segmenter:
+        expected = (segmenter.backend, segmenter.precision, segmenter.reason)
+
+    status, document = run_json(capsys, str(artifact))
+
+    model = document["model"]
+    assert status == 0
+    assert (model["backend"], model["precision"], model["reason"]) == expected
+    assert model["classes"] == ["blue", "green", "red"]
+    assert [variant["file"] for variant in model["variants"]] == ["model.onnx"]
+    assert model["variants"][0]["fidelity"][0]["miou"] == 0.75
+
+
+def test_report_of_a_model_says_why_and_how_well(
+    capsys: pytest.CaptureFixture[str], artifact: Path
+) -> None:
+    main([str(artifact)])
+
+    report = capsys.readouterr().out
+    assert "runs on                 openvino in fp32" in report
+    assert "because" in report
+    assert "at export, openvino bf16: 50.0000% of PyTorch's labels" in report
+    assert "mean IoU 0.7500" in report
+
+
+def test_bare_onnx_file_is_described_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "brightest.onnx"
+    path.write_bytes(parser.parse_model(GRAPH).SerializeToString())
+
+    status, document = run_json(capsys, str(path))
+
+    assert status == 0
+    assert document["model"]["precision"] == "fp32"
+    assert document["model"]["variants"] == []
+
+
+@pytest.mark.usefixtures("without_backends")
+def test_machine_without_backends_gets_the_command_that_installs_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status = main([])
+
+    report = capsys.readouterr().out
+    assert status == 1
+    assert "no backend can run here: pip install 'fcn-deploy[cpu]'" in report
+
+
+@pytest.mark.usefixtures("without_backends")
+def test_model_that_nothing_here_can_run_is_still_described(
+    capsys: pytest.CaptureFixture[str], artifact: Path
+) -> None:
+    status, document = run_json(capsys, str(artifact))
+
+    assert status == 1
+    assert document["healthy"] is False
+    assert "fcn-deploy[cpu]" in document["model"]["problem"]
+    assert document["model"]["classes"] == ["blue", "green", "red"]
+
+
+def test_library_that_does_not_load_is_told_from_one_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "openvino.py").write_text("raise ImportError('libtbb.so.12: no such file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+
+    (status, *_) = doctor.diagnose().backends
+
+    assert status.problem == ("installed, but it cannot be imported: libtbb.so.12: no such file")
+
+
+def test_missing_model_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    status = main([str(tmp_path / "nothing.fcn")])
+
+    streams = capsys.readouterr()
+    assert status == 2
+    assert streams.out == ""
+    assert streams.err.startswith("fcn-doctor: ")
+    assert streams.err.count("\n") == 1
+
+
+def test_thread_settings_of_the_environment_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+
+    main([])
+
+    assert "by default; set: OMP_NUM_THREADS=3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("libavcodec", "warned"),
+    [("62.28.101", True), ("62.28.102", False), ("63.1.100", False), (None, False)],
+)
+def test_ffmpeg_with_a_known_hole_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, libavcodec: str | None, warned: bool
+) -> None:
+    monkeypatch.setattr(doctor, "_decoders", lambda: (doctor.Decoder("cv2", libavcodec, None),))
+
+    advice = doctor.diagnose().advice
+
+    assert any("read no video from strangers with cv2" in text for text in advice) is warned
