@@ -121,10 +121,13 @@ LIBRARIES = (
         "crafted images corrupt its memory (CVE-2026-40192 and later)",
     ),
     Library(
-        *("tensorrt", "tensorrt", "engines for NVIDIA GPUs", "11.0"),
+        *("tensorrt", "tensorrt", "NVIDIA GPUs, which this release does not use", "11.0"),
         "crafted plans execute code (CVE-2026-24227)",
     ),
-    Library("tensorrt-rtx", "tensorrt_rtx", "engines for GeForce and RTX GPUs", "1.0", _API),
+    Library(
+        *("tensorrt-rtx", "tensorrt_rtx", "NVIDIA GPUs, which this release does not use", "1.0"),
+        _API,
+    ),
 )
 
 
