@@ -1,0 +1,169 @@
+"""Decide what is segmented to where, and refuse what cannot work before anything is done."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fcn_deploy.errors import SinkError, SinkFormatError
+from fcn_deploy.video.address import AddressKind, address_kind
+from fcn_deploy.video.frames import FrameSource
+from fcn_deploy.video.sinks import View, image_name
+from fcn_deploy.video.sources import (
+    ImageSource,
+    VideoFileSource,
+    check_file,
+    list_images,
+    open_source,
+)
+from fcn_deploy.video.writers import VIDEO_SUFFIXES
+
+__all__ = ["SegmentJob", "connected", "plan_jobs"]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentJob:
+    """One source and where its results go.
+
+    Attributes:
+        source: not yet opened.
+        output: a video file where `is_video`, else a folder of images.
+        is_video: one file for all frames.
+    """
+
+    source: FrameSource
+    output: Path
+    is_video: bool
+
+
+def plan_jobs(
+    addresses: Sequence[str], output: str | Path, *, view: View = "overlay"
+) -> list[SegmentJob]:
+    """Plan the work: one job for all images, then one for each other source.
+
+    Images and folders of images go into the folder `output`. A video goes to `output` where that
+    is named like a video, else to ``<output>/<stem>.mp4``; with the view ``labels`` it becomes the
+    folder ``<output>/<stem>`` of PNG files, because video codecs do not keep class ids.
+
+    Args:
+        addresses: what `open_source` takes.
+        output: a folder, or a video file's name for a single video.
+
+    Raises:
+        SourceOpenError: a file is missing or unreadable, a folder holds no images.
+        SinkFormatError: `output` is named like a file that these sources cannot be written to.
+        SinkError: two sources would be written to one file, or a source would be overwritten.
+    """
+    output = Path(output)
+    as_video = _is_video_output(addresses, output, view)
+    images: list[Path] = []
+    jobs: list[SegmentJob] = []
+    for address in addresses:
+        kind = address_kind(address)
+        if kind is AddressKind.FOLDER:
+            images += list_images(Path(address))
+        elif kind is AddressKind.IMAGE:
+            check_file(Path(address), "an image")
+            images.append(Path(address))
+        elif as_video:
+            jobs.append(SegmentJob(open_source(address), output, is_video=True))
+        else:
+            jobs.append(_job_in_folder(address, kind, output, view))
+    if images:
+        name = f"{len(images)} images" if len(images) > 1 else str(images[0])
+        jobs.insert(0, SegmentJob(ImageSource(images, name=name), output, is_video=False))
+    _check_targets(jobs)
+    return jobs
+
+
+@contextlib.contextmanager
+def connected(jobs: Sequence[SegmentJob]) -> Iterator[None]:
+    """Connect to the live sources at once, before a network is loaded; close them at the end.
+
+    Raises:
+        SourceOpenError, SourceTimeoutError: one does not answer.
+    """
+    live = [job.source for job in jobs if job.source.live]
+    with contextlib.ExitStack() as stack:
+        for source in live:
+            stack.callback(source.close)
+            source.open()
+        yield
+
+
+def _is_video_output(addresses: Sequence[str], output: Path, view: View) -> bool:
+    if output.is_dir():
+        return False
+    if output.suffix.lower() not in VIDEO_SUFFIXES:
+        if output.exists():
+            raise SinkFormatError(
+                f"{output} is a file; expected a folder or a video file's name"
+                f" ({', '.join(sorted(VIDEO_SUFFIXES))})."
+            )
+        return False
+    if view == "labels":
+        raise SinkFormatError(
+            f"class ids cannot be kept in the video {output}: codecs change them.",
+            hint="Name a folder; each frame's labels become a PNG file there.",
+        )
+    kinds = [address_kind(address) for address in addresses]
+    if len(kinds) != 1 or kinds[0] in (AddressKind.IMAGE, AddressKind.FOLDER):
+        found = "images" if len(kinds) == 1 else f"{len(kinds)} sources"
+        raise SinkFormatError(
+            f"the video {output} is to hold {found}; expected one video, webcam or stream.",
+            hint="Name a folder.",
+        )
+    return True
+
+
+def _job_in_folder(address: str, kind: AddressKind, folder: Path, view: View) -> SegmentJob:
+    source = open_source(address)
+    if isinstance(source, VideoFileSource):
+        check_file(source.path, "a video")
+    stem = {
+        AddressKind.WEBCAM: f"webcam-{address}",
+        AddressKind.NETWORK: "stream",  # an address may hold secrets anywhere
+    }.get(kind, Path(address).stem)
+    if view == "labels":
+        return SegmentJob(source, folder / stem, is_video=False)
+    return SegmentJob(source, folder / f"{stem}.mp4", is_video=True)
+
+
+def _check_targets(jobs: Sequence[SegmentJob]) -> None:
+    inputs = {_identity(path): path for job in jobs for path in _inputs(job.source)}
+    origins: dict[Path, str] = {}
+    for job in jobs:
+        for target, origin in _targets(job):
+            if target in origins:
+                raise SinkError(
+                    f"{origins[target]} and {origin} would both be written to {target}.",
+                    hint="Segment them one at a time, into different folders.",
+                )
+            origins[target] = origin
+            if target.is_file() and _identity(target) in inputs:
+                raise SinkError(
+                    f"{target} is the source {inputs[_identity(target)]} itself.",
+                    hint="Write to another folder or name.",
+                )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Tell files apart, whatever links lead to them."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _inputs(source: FrameSource) -> tuple[Path, ...]:
+    if isinstance(source, ImageSource):
+        return source.paths
+    return (source.path,) if isinstance(source, VideoFileSource) else ()
+
+
+def _targets(job: SegmentJob) -> Iterator[tuple[Path, str]]:
+    if isinstance(job.source, ImageSource):
+        for path in job.source.paths:
+            yield job.output.absolute() / image_name(path, 0), str(path)
+    else:
+        yield job.output.absolute(), job.source.name

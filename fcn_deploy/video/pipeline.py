@@ -1,0 +1,278 @@
+"""Capture, inference and the consumer's own work, overlapped by two bounded queues."""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections import Counter, deque
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock, Thread, current_thread
+from types import MappingProxyType, TracebackType
+from typing import Literal, Self, get_args
+
+from fcn_deploy.errors import ClosedError
+from fcn_deploy.video.channel import Channel, ChannelClosedError, Producing
+from fcn_deploy.video.frames import FrameSegmenter, FrameSource, SegmentedFrame, VideoFrame
+from fcn_deploy.video.sources import open_source
+from fcn_deploy.video.stats import LATENCIES_KEPT, PipelineStats
+
+__all__ = ["POLICIES", "Policy", "VideoPipeline"]
+
+Policy = Literal["every", "latest"]
+"""``every`` frame in order, the source waits; or the ``latest``, older waiting ones are dropped."""
+
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+
+_JOIN_S = 10.0
+_EXIT_JOIN_S = 2.0
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class VideoPipeline:
+    """Segment a source frame by frame: an iterator of `SegmentedFrame`, and a context manager.
+
+    One thread captures and one runs the network, while the consumer works on what came before.
+    An error in either is raised to the consumer, once, after every good frame before it. Leaving
+    the `with`, dropping the pipeline, and the end of the interpreter all end the threads.
+
+    Args:
+        segmenter: a `Segmenter`, or anything that takes a BGR frame and gives a `Segmentation`;
+            it is called from one thread and not closed.
+        source: an address as `open_source` takes it, or a source; it is closed with the pipeline.
+        policy: what happens when the network is slower than the source; None means ``every`` for
+            files and ``latest`` for live sources.
+        queue_size: frames that may wait between two stages; ``latest`` keeps one at most.
+        max_frames: stop the capture after so many frames; None means at the source's end.
+    """
+
+    def __init__(
+        self,
+        segmenter: FrameSegmenter,
+        source: FrameSource | str | Path | int,
+        *,
+        policy: Policy | None = None,
+        queue_size: int = 8,
+        max_frames: int | None = None,
+    ) -> None:
+        if policy is not None and policy not in POLICIES:
+            raise ValueError(f"policy is {policy!r}; expected one of {', '.join(POLICIES)}")
+        if max_frames is not None and max_frames < 1:
+            raise ValueError(f"max_frames is {max_frames}; it must be 1 or more, or None")
+        if isinstance(source, (str, Path, int)):
+            source = open_source(source)
+        self._stages = _Stages(segmenter, source, policy, queue_size, max_frames)
+        # the threads know the stages only, so a dropped pipeline can be collected
+        self._finalizer = weakref.finalize(self, self._stages.stop, _EXIT_JOIN_S)
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        return f"VideoPipeline({self.source!r}, {stats.delivered} of {stats.captured} delivered)"
+
+    @property
+    def source(self) -> FrameSource:
+        """The source that is read."""
+        return self._stages.source
+
+    @property
+    def stats(self) -> PipelineStats:
+        """What became of the frames so far."""
+        return self._stages.stats()
+
+    def open(self) -> None:
+        """Open the source and start the threads; `with` and iteration do it too.
+
+        Raises:
+            SourceError: the source cannot be opened.
+            ClosedError: after close().
+        """
+        self._stages.start()
+
+    def close(self) -> None:
+        """End the threads and release the source, from any thread. May be called twice."""
+        self._finalizer.detach()
+        self._stages.stop(_JOIN_S)
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> SegmentedFrame:
+        """Wait for the next frame.
+
+        Raises:
+            SourceError: frames could not be read.
+            FcnDeployError: the network could not run; whatever the segmenter raised.
+            ClosedError: the pipeline was closed before the first frame was asked for.
+        """
+        self._stages.start()
+        item = self._stages.deliver()
+        if item is None:
+            raise StopIteration
+        return item
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    item: SegmentedFrame
+    captured_at_seconds: float
+
+
+class _Stages:
+    """The two threads, their queues and their books."""
+
+    def __init__(
+        self,
+        segmenter: FrameSegmenter,
+        source: FrameSource,
+        policy: Policy | None,
+        queue_size: int,
+        max_frames: int | None,
+    ) -> None:
+        self.source = source
+        self._segmenter = segmenter
+        self._policy = policy
+        self._max_frames = max_frames
+        self._opened: Channel[bool] = Channel(1)
+        self._frames: Channel[VideoFrame] = Channel(queue_size)
+        self._results: Channel[_Result] = Channel(queue_size)
+        self._threads: list[Thread] = []
+        self._starting = Lock()
+        self._stopped = Event()
+        self._books = Lock()
+        self._captured = self._delivered = self._discarded = 0
+        self._dropped: Counter[str] = Counter()
+        self._latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self._first_capture_s = self._last_delivery_s = 0.0
+
+    def start(self) -> None:
+        with self._starting:
+            if self._threads:
+                return
+            if self._stopped.is_set():
+                raise ClosedError(
+                    f"the pipeline over {self.source.name} is closed.", hint="Make a new one."
+                )
+            for work in (self._capture, self._infer):
+                name = f"fcn{work.__name__.replace('_', '-')}"
+                self._threads.append(Thread(target=work, name=name, daemon=True))
+            for thread in self._threads:
+                thread.start()
+        try:
+            self._opened.get()
+        except BaseException:  # a failure to open, or Ctrl-C while it waits
+            self.stop(_JOIN_S)
+            raise
+
+    def stop(self, join_s: float) -> None:
+        self._stopped.set()
+        self._opened.close()
+        self._count(discarded=self._frames.close() + self._results.close())
+        self.source.interrupt()
+        for thread in self._threads:
+            if thread is current_thread() or not thread.is_alive():
+                continue
+            thread.join(join_s)
+            if thread.is_alive():
+                _LOGGER.warning("%s still works after %g s and is left behind", thread.name, join_s)
+
+    def deliver(self) -> SegmentedFrame | None:
+        result = self._results.get()
+        if result is None:
+            return None
+        now = time.monotonic()
+        with self._books:
+            self._delivered += 1
+            self._latencies_ms.append(1000 * (now - result.captured_at_seconds))
+            self._last_delivery_s = now
+        return result.item
+
+    def stats(self) -> PipelineStats:
+        with self._books:
+            return PipelineStats(
+                captured=self._captured,
+                delivered=self._delivered,
+                dropped=MappingProxyType(dict(self._dropped)),
+                discarded_at_close=self._discarded,
+                elapsed_s=max(0.0, self._last_delivery_s - self._first_capture_s),
+                latencies_ms=tuple(self._latencies_ms),
+                notices=self.source.notices,
+            )
+
+    def _capture(self) -> None:
+        with Producing(self._frames):
+            try:
+                try:
+                    self.source.open()
+                except BaseException as exc:  # whatever it is, `start` waits for it
+                    self._opened.finish(exc)
+                    raise
+                self._opened.finish()
+                self._capture_all()
+            finally:
+                self.source.close()
+
+    def _capture_all(self) -> None:
+        policy = self._policy or ("latest" if self.source.live else "every")
+        if policy == "latest":
+            self._frames.lose_oldest(1)
+        while not self._stopped.is_set() and self._captured != self._max_frames:
+            frame = self.source.read()
+            if frame is None:
+                return
+            if not self._captured:
+                self._first_capture_s = time.monotonic()
+            self._count(captured=1)
+            try:
+                late = self._frames.put(frame)
+            except ChannelClosedError:
+                self._count(discarded=1)
+                return
+            if late:
+                self._drop("late", late)
+
+    def _infer(self) -> None:
+        with Producing(self._results):
+            try:
+                while (frame := self._frames.get()) is not None:
+                    self._segment(frame)
+            finally:  # after a failure nobody takes what was captured
+                self._count(discarded=self._frames.close())
+                self.source.interrupt()
+
+    def _segment(self, frame: VideoFrame) -> None:
+        try:
+            segmentation = self._segmenter(frame.frame)
+        except BaseException:
+            self._drop("failed", 1)
+            raise
+        item = SegmentedFrame(
+            frame.frame, frame.index, frame.pts_seconds, frame.origin, segmentation
+        )
+        try:
+            self._results.put(_Result(item, frame.captured_at_seconds))
+        except ChannelClosedError:
+            self._count(discarded=1)
+            raise
+
+    def _drop(self, cause: str, count: int) -> None:
+        with self._books:
+            self._dropped[cause] += count
+
+    def _count(self, *, captured: int = 0, discarded: int = 0) -> None:
+        with self._books:
+            self._captured += captured
+            self._discarded += discarded

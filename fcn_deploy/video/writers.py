@@ -1,0 +1,274 @@
+"""Encoders behind `VideoSink`: OpenCV, which hides a full disk, and PyAV, which reports it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
+
+from fcn_deploy.errors import BackendUnavailableError, DiskFullError, SinkError, SinkFormatError
+from fcn_deploy.tensors import Array
+
+if TYPE_CHECKING:
+    import av
+    import cv2
+    from av.video.stream import VideoStream
+
+__all__ = ["VIDEO_SUFFIXES", "FrameWriter", "WriterName", "open_writer", "translate_os_error"]
+
+WriterName = Literal["opencv", "pyav"]
+
+WRITERS: tuple[WriterName, ...] = get_args(WriterName)
+
+_OPENCV_CODECS: Mapping[str, str] = {
+    ".mp4": "mp4v",
+    ".m4v": "mp4v",
+    ".mov": "mp4v",
+    ".mkv": "mp4v",
+    ".avi": "MJPG",
+}
+_PYAV_CODECS: Mapping[str, tuple[str, ...]] = {
+    ".mp4": ("libx264", "mpeg4"),
+    ".m4v": ("libx264", "mpeg4"),
+    ".mov": ("libx264", "mpeg4"),
+    ".mkv": ("libx264", "mpeg4"),
+    ".avi": ("mpeg4",),
+}
+# a fragment a second: what a kill leaves behind plays up to the last one
+_FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+
+VIDEO_SUFFIXES = frozenset(_OPENCV_CODECS)
+"""Endings of the file names that every writer can write."""
+
+# no look-ahead: frames that the encoder holds back are lost with the process
+_CODEC_OPTIONS: Mapping[str, dict[str, str]] = {
+    "libx264": {"preset": "veryfast", "tune": "zerolatency"}
+}
+
+_CHECK_EVERY = 25  # frames between two looks at the disk
+_MIN_FREE_BYTES = 1 << 16  # FFmpeg writes blocks of half of this
+_PROBE_BYTES = 1 << 18
+
+
+class FrameWriter(Protocol):
+    """An open video file. All frames are BGR uint8 of one even size."""
+
+    @property
+    def codec(self) -> str: ...
+
+    def write(self, frame_bgr: Array) -> None:
+        """Encode one frame.
+
+        Raises:
+            DiskFullError: the file could not grow.
+            SinkError: the encoder failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Finish the file.
+
+        Raises:
+            DiskFullError: the end of the file could not be written.
+        """
+        ...
+
+
+def open_writer(
+    name: WriterName, path: Path, *, suffix: str, fps: float, size_wh: tuple[int, int]
+) -> FrameWriter:
+    """Create a video file.
+
+    Args:
+        name: ``opencv``, or ``pyav`` from the extra ``video``.
+        path: the file.
+        suffix: ending that decides container and codec, one of `VIDEO_SUFFIXES`.
+        fps: frames a second.
+        size_wh: width and height of each frame, both even.
+
+    Raises:
+        SinkFormatError: no codec for this ending opens here.
+        BackendUnavailableError: PyAV is asked for and not installed.
+        DiskFullError, SinkError: the file cannot be created.
+    """
+    if name == "pyav":
+        return _PyAvWriter(path, codecs=_PYAV_CODECS[suffix], fps=fps, size_wh=size_wh)
+    return _OpenCvWriter(path, codec=_OPENCV_CODECS[suffix], fps=fps, size_wh=size_wh)
+
+
+def translate_os_error(error: OSError, path: Path) -> SinkError:
+    """Make a sink's error of an `OSError`: `DiskFullError` where there is no room."""
+    import errno
+
+    reason = error.strerror or str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    kind = DiskFullError if full else SinkError
+    hint = "Free some room, or write to another disk." if full else None
+    translated = kind(f"{path} cannot be written: {reason}.", hint=hint)
+    translated.errno = error.errno
+    return translated
+
+
+class _OpenCvWriter:
+    """OpenCV's writer says nothing when a write fails, so the file's growth is watched."""
+
+    def __init__(self, path: Path, *, codec: str, fps: float, size_wh: tuple[int, int]) -> None:
+        import cv2
+
+        self.codec = codec
+        self._path = path
+        self._frames = 0
+        self._last_bytes = 0  # size at the last look
+        try:
+            path.write_bytes(b"")  # OpenCV would not say why a file cannot be created
+        except OSError as exc:
+            raise translate_os_error(exc, path) from exc
+        self._writer: cv2.VideoWriter = cv2.VideoWriter(
+            str(path.absolute()), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), fps, size_wh
+        )
+        if not self._writer.isOpened():
+            self._writer.release()
+            path.unlink(missing_ok=True)
+            raise SinkFormatError(
+                f"OpenCV's FFmpeg cannot write codec {codec} to {path.suffix} at {fps:g} frames/s"
+                f" and {size_wh[1]}x{size_wh[0]}.",
+                hint="Choose .avi, or install 'fcn-deploy[video]' and use the writer pyav.",
+            )
+
+    def write(self, frame_bgr: Array) -> None:
+        self._writer.write(frame_bgr)
+        self._frames += 1
+        if self._frames % _CHECK_EVERY == 0:
+            self._check_growth()
+
+    def close(self) -> None:
+        self._writer.release()
+        self._check_count()
+        try:
+            with self._path.open("rb") as file:
+                os.fsync(file.fileno())
+        except OSError as exc:
+            raise translate_os_error(exc, self._path) from exc
+
+    def _check_growth(self) -> None:
+        size_bytes = self._path.stat().st_size
+        if _room_bytes(self._path.parent, size_bytes) < _MIN_FREE_BYTES:
+            raise self._full(size_bytes)
+        if size_bytes == self._last_bytes:
+            self._probe()
+        self._last_bytes = size_bytes
+
+    def _probe(self) -> None:
+        """Write beside the file: it may not have grown because quiet frames are small."""
+        probe = self._path.with_name(self._path.name + ".probe")
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            raise translate_os_error(exc, self._path) from exc
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _check_count(self) -> None:
+        """Read the file's own count of frames, and its last frame."""
+        import cv2
+
+        capture = cv2.VideoCapture(str(self._path.absolute()), cv2.CAP_FFMPEG)
+        try:
+            count = round(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+            capture.set(cv2.CAP_PROP_POS_FRAMES, max(0, count - 1))
+            last_is_there = count > 0 and capture.grab()
+        finally:
+            capture.release()
+        # Ctrl-C may come between the writing of a frame and its counting; and Matroska has no
+        # count: it is reckoned from the duration
+        fewest = self._frames - (self._path.suffix.lower() == ".mkv")
+        if not fewest <= count <= self._frames + 1 or not last_is_there:
+            size_bytes = self._path.stat().st_size
+            if _room_bytes(self._path.parent, size_bytes) < _MIN_FREE_BYTES:
+                raise self._full(size_bytes)
+            raise SinkError(
+                f"{self._path} holds {count} frames; {self._frames} were written.",
+                hint="Check the disk's room, quota and file-size limit.",
+            )
+
+    def _full(self, size_bytes: int) -> DiskFullError:
+        return DiskFullError(
+            f"{self._path} stopped growing at {size_bytes:,} bytes, within the last {_CHECK_EVERY}"
+            f" of {self._frames} frames.",
+            hint="Free some room, or write to another disk.",
+        )
+
+
+def _room_bytes(folder: Path, size_bytes: int) -> int:
+    """Give how much a file of this size in this folder can still grow."""
+    free = shutil.disk_usage(folder).free
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return free if limit == resource.RLIM_INFINITY else min(free, limit - size_bytes)
+
+
+class _PyAvWriter:
+    """PyAV raises when a write fails; a fragmented MP4 plays even if the process is killed."""
+
+    def __init__(
+        self, path: Path, *, codecs: tuple[str, ...], fps: float, size_wh: tuple[int, int]
+    ) -> None:
+        try:
+            import av
+        except ImportError as exc:
+            raise BackendUnavailableError(
+                "The writer pyav is not installed.", hint="pip install 'fcn-deploy[video]'"
+            ) from exc
+
+        self._path = path
+        self.codec = next((codec for codec in codecs if codec in av.codecs_available), "")
+        if not self.codec:
+            raise SinkFormatError(f"PyAV has none of the codecs {', '.join(codecs)}.")
+        options = _FRAGMENTED if path.suffix in (".mp4", ".m4v", ".mov") else {}
+        rate = Fraction(fps).limit_denominator(1001)
+        try:
+            self._container: av.container.OutputContainer = av.open(
+                str(path.absolute()), "w", options=options
+            )
+            # the codec's name decides the type: all of ours are video
+            stream = cast(
+                "VideoStream",
+                self._container.add_stream(
+                    self.codec, rate=rate, options=dict(_CODEC_OPTIONS.get(self.codec, {}))
+                ),
+            )
+        except OSError as exc:
+            raise translate_os_error(exc, path) from exc
+        self._stream = stream
+        stream.width, stream.height = size_wh
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = max(1, round(fps))
+
+    def write(self, frame_bgr: Array) -> None:
+        import av
+
+        self._encode(av.VideoFrame.from_ndarray(frame_bgr, format="bgr24"))
+
+    def close(self) -> None:
+        try:
+            self._encode(None)
+        finally:
+            try:
+                self._container.close()
+            except OSError as exc:
+                raise translate_os_error(exc, self._path) from exc
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def _encode(self, frame: av.VideoFrame | None) -> None:
+        try:
+            for packet in self._stream.encode(frame):
+                self._container.mux(packet)
+        except OSError as exc:
+            raise translate_os_error(exc, self._path) from exc
