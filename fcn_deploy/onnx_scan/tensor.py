@@ -182,6 +182,7 @@ def _count(reader: Reader, name: str, chunk: Any) -> int:
         return 1
     if name not in _STORAGE:
         return reader.count_packed_ints(TENSOR, chunk)
+    count: int
     count, rest = divmod(chunk[1] - chunk[0], _STORAGE[name].itemsize)
     if rest:
         raise reader.damaged(TENSOR, chunk[0], f"'{name}' has {rest} bytes too many")

@@ -1,0 +1,193 @@
+"""How a segmentation graph ends: where its class scores are, and what is done to them after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fcn_deploy.onnx_scan import Node, OnnxGraph
+
+__all__ = ["Tail", "find_tail"]
+
+_FLOAT_CODES = frozenset((1, 10, 11, 16))  # TensorProto.DataType: float, float16, double, bfloat16
+_FLOATS = frozenset(("float32", "float16", "float64", "bfloat16"))
+_ACTIVATIONS: dict[str, Literal["softmax", "sigmoid"]] = {
+    "Softmax": "softmax",
+    "LogSoftmax": "softmax",
+    "Sigmoid": "sigmoid",
+}
+_LABEL_PASSES = frozenset(("Cast", "Squeeze", "Identity"))
+_THRESHOLDS = frozenset(("Greater", "GreaterOrEqual"))
+_SOFTMAX_BY_AXIS_OPSET = 13  # before, Softmax took all axes from its own on as one
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The end of a graph, as far as it is one of the usual ones.
+
+        low_scores ─ Resize ─ scores ─ Softmax or Sigmoid ─ ArgMax or Greater ─ Cast ─ output
+
+    Attributes:
+        output: the graph's output from which this was found.
+        scores: class scores at the output's size: what the activation, ArgMax or Greater takes,
+            or the output itself.
+        class_axis: of `scores`: 1 for NCHW, 3 for NHWC.
+        low_scores: the scores that the last Resize enlarges bilinearly into `scores`; None where
+            nothing is enlarged.
+        low_class_axis: of `low_scores`; as `class_axis` unless axes are swapped between.
+        coordinates: the Resize's coordinate transformation, such as ``"half_pixel"`` or
+            ``"align_corners"``; None without Resize.
+        activation: what is applied to `scores` at full size; None where nothing is.
+        probabilities: `scores` are activated already, before they are enlarged.
+        labels: how the output's class ids are made; None where the output is scores.
+        threshold: that Greater compares with, after `activation`; None without it.
+    """
+
+    output: str
+    scores: str
+    class_axis: int
+    low_scores: str | None
+    low_class_axis: int
+    coordinates: str | None
+    activation: Literal["softmax", "sigmoid"] | None
+    probabilities: bool
+    labels: Literal["argmax", "threshold"] | None
+    threshold: float | None
+
+
+@dataclass(slots=True)
+class _Walk:
+    """A place in the graph, seen from the end."""
+
+    tensor: str
+    axis: int = 1
+
+
+def find_tail(graph: OnnxGraph, *, output: str | None = None) -> Tail | None:
+    """Walk back from an output to the scores that it is made of.
+
+    Args:
+        output: which; None means the first.
+
+    Returns:
+        What was found; None where the output is neither float scores nor class ids made of them
+        by an ArgMax over axis 1 or 3 or a comparison with a constant.
+    """
+    name = graph.outputs[0].name if output is None else output
+    walk = _Walk(name)
+    labels, threshold = _walk_labels(graph, walk)
+    if labels is None:
+        described = graph.tensor(name)
+        if described is not None and described.dtype not in (*_FLOATS, None):
+            return None
+        walk = _Walk(name)
+    elif walk.axis not in (1, 3):
+        return None
+    activation = _walk_scores(graph, walk, squeeze=labels == "threshold")
+    if not walk.tensor or not _is_rank(graph, walk.tensor, 4):
+        return None
+    scores, class_axis = walk.tensor, walk.axis
+    resize = graph.producer(scores)
+    if resize is None or not _is_bilinear(resize):
+        resize = None
+    else:
+        walk.tensor = _input(resize)
+    low_scores, low_axis = (None, class_axis) if resize is None else (walk.tensor, walk.axis)
+    return Tail(
+        output=name,
+        scores=scores,
+        class_axis=class_axis,
+        low_scores=low_scores,
+        low_class_axis=low_axis,
+        coordinates=None if resize is None else _coordinates(resize),
+        activation=activation,
+        probabilities=activation is None and _walk_scores(graph, walk, squeeze=False) is not None,
+        labels=labels,
+        threshold=threshold,
+    )
+
+
+def _walk_labels(
+    graph: OnnxGraph, walk: _Walk
+) -> tuple[Literal["argmax", "threshold"] | None, float | None]:
+    """Go back over what makes class ids out of scores."""
+    node = graph.producer(walk.tensor)
+    while node is not None and node.op_type in _LABEL_PASSES:
+        walk.tensor = _input(node)
+        node = graph.producer(walk.tensor)
+    if node is None:
+        return None, None
+    if node.op_type == "ArgMax":
+        axis = node.attributes.get("axis", 0)
+        walk.tensor = _input(node)
+        walk.axis = axis % 4 if isinstance(axis, int) and -4 <= axis < 4 else 0
+        return "argmax", None
+    if node.op_type in _THRESHOLDS:
+        limit = graph.constant(_input(node, 1))
+        if limit is not None and limit.size == 1:
+            walk.tensor = _input(node)
+            return "threshold", float(limit.reshape(-1)[0])
+    return None, None
+
+
+def _walk_scores(
+    graph: OnnxGraph, walk: _Walk, *, squeeze: bool
+) -> Literal["softmax", "sigmoid"] | None:
+    """Go back to the tensor before the activation, over what only moves or copies scores."""
+    activation: Literal["softmax", "sigmoid"] | None = None
+    while (node := graph.producer(walk.tensor)) is not None:
+        if node.op_type == "Transpose":
+            perm = node.attributes.get("perm")
+            if not isinstance(perm, tuple) or len(perm) != 4:
+                break
+            axis = perm[walk.axis]
+            if axis not in (1, 3):
+                break
+            walk.axis = int(axis)
+        elif node.op_type in _ACTIVATIONS:
+            if activation is not None or not _is_over_classes(graph, node, walk.axis):
+                break
+            activation = _ACTIVATIONS[node.op_type]
+        elif not (
+            node.op_type == "Identity"
+            or (node.op_type == "Squeeze" and squeeze)
+            or (node.op_type == "Cast" and node.attributes.get("to") in _FLOAT_CODES)
+        ):
+            break
+        walk.tensor = _input(node)
+    return activation
+
+
+def _input(node: Node, index: int = 0) -> str:
+    return node.inputs[index] if index < len(node.inputs) else ""
+
+
+def _is_over_classes(graph: OnnxGraph, node: Node, class_axis: int) -> bool:
+    if node.op_type == "Sigmoid":
+        return True
+    axis = node.attributes.get("axis", -1)
+    return (
+        graph.opset >= _SOFTMAX_BY_AXIS_OPSET and isinstance(axis, int) and axis % 4 == class_axis
+    )
+
+
+def _is_bilinear(node: Node) -> bool:
+    attributes = node.attributes
+    return (
+        node.op_type == "Resize"
+        and attributes.get("mode") == "linear"
+        and not attributes.get("antialias")
+        and not attributes.get("exclude_outside")
+        and attributes.get("keep_aspect_ratio_policy", "stretch") == "stretch"
+        and _coordinates(node) != "tf_crop_and_resize"
+    )
+
+
+def _coordinates(node: Node) -> str:
+    default = "half_pixel" if len(node.inputs) > 2 else "asymmetric"  # opset 10 has two inputs
+    return str(node.attributes.get("coordinate_transformation_mode", default))
+
+
+def _is_rank(graph: OnnxGraph, name: str, rank: int) -> bool:
+    described = graph.tensor(name)
+    return described is None or described.dims is None or len(described.dims) == rank
