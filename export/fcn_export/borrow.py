@@ -46,6 +46,8 @@ def _lend_tensors(module: nn.Module, restore: ExitStack) -> None:
             restore.callback(setattr, parameter, "data", own)
             parameter.data = lent
     for part in module.modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            continue  # its buffers live in C++; it came from a file, so nobody misses them
         for name, buffer in part._buffers.items():
             if buffer is None:
                 continue

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,19 +151,20 @@ def _to_onnx(
 def _export_torchscript(module: nn.Module, image: torch.Tensor, spec: GraphSpec) -> onnx.ModelProto:
     import onnx
 
-    content = io.BytesIO()
     axes = {0: "N", 1: "H", 2: "W"}
-    torch.onnx.export(
-        module,
-        (image,),
-        content,
-        dynamo=False,
-        opset_version=min(spec.opset, _TORCHSCRIPT_MAX_OPSET),
-        input_names=[INPUT_NAME],
-        output_names=[output.name for output in spec.outputs],
-        dynamic_axes={INPUT_NAME: axes},
-    )
-    return onnx.load_model_from_string(content.getvalue())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "traced.onnx"
+        torch.onnx.export(
+            module,
+            (image,),
+            path,
+            dynamo=False,
+            opset_version=min(spec.opset, _TORCHSCRIPT_MAX_OPSET),
+            input_names=[INPUT_NAME],
+            output_names=[output.name for output in spec.outputs],
+            dynamic_axes={INPUT_NAME: axes},
+        )
+        return onnx.load_model(path)
 
 
 _EXPORTERS: dict[str, Callable[[nn.Module, torch.Tensor, GraphSpec], onnx.ModelProto]] = {

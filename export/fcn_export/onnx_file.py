@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fcn_deploy.backends import get_backend
+from fcn_deploy.backends.base import ExecutionContext, ModelSource
 from fcn_deploy.errors import UnsupportedModelError
+from fcn_deploy.onnx_scan import with_extra_outputs
+from fcn_deploy.tensors import Precision
 
 if TYPE_CHECKING:
     import onnx
@@ -38,26 +44,34 @@ class OnnxFile:
         """Bytes on disk, with the weights."""
         return len(self.data) + (self.weights.stat().st_size if self.weights else 0)
 
-    def session(self, *, outputs: tuple[str, ...] = (), num_threads: int | None = None) -> Any:
-        """Open the model in ONNX Runtime on the CPU, with inner tensors as further outputs."""
-        import onnxruntime
+    @contextmanager
+    def opened(
+        self,
+        backend: str,
+        *,
+        precision: Precision = Precision.FP32,
+        outputs: tuple[str, ...] = (),
+    ) -> Iterator[ExecutionContext]:
+        """Load the model into a backend, with inner tensors as further outputs.
 
-        from fcn_deploy.onnx_scan import with_extra_outputs
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what fails is raised; the rest must not reach stderr
-        options.enable_cpu_mem_arena = False  # give memory back between shapes
-        if num_threads is not None:
-            options.intra_op_num_threads = num_threads
+        Raises:
+            BackendUnavailableError: the backend or the precision is not available here.
+            ArtifactError: the backend refuses the model.
+        """
+        beside = self.path.with_name(f".{self.path.name}.inner")
+        source = ModelSource(self.path, self.data, outputs)
         if self.weights is not None:
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(self.weights.parent)
-            )
-        return onnxruntime.InferenceSession(
-            with_extra_outputs(self.data, outputs) if outputs else self.data,
-            options,
-            providers=["CPUExecutionProvider"],
-        )
+            # a library finds the weights only from a file beside them
+            beside.write_bytes(with_extra_outputs(self.data, outputs))
+            source = ModelSource(beside)
+        context = None
+        try:
+            context = get_backend(backend).open(source, precision=precision)
+            yield context
+        finally:
+            if context is not None:
+                context.close()
+            beside.unlink(missing_ok=True)
 
 
 def write_onnx(

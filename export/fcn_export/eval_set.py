@@ -1,0 +1,123 @@
+"""Labelled images in two folders: the same stems, one single-channel PNG of class ids each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fcn_deploy.errors import DTypeError, ShapeError, SourceOpenError
+from fcn_deploy.tensors import Array, ColorOrder
+from fcn_export.fidelity import IGNORE_LABEL
+
+__all__ = ["EvalItem", "EvalSet"]
+
+_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True, slots=True)
+class EvalItem:
+    """One labelled image.
+
+    Attributes:
+        name: the stem that image and labels share.
+        frame: uint8 [H, W, 3], in the order that was asked for.
+        labels: uint8 or uint16 [H, W] class ids; 255 counts for nothing.
+    """
+
+    name: str
+    frame: Array
+    labels: Array
+
+
+class EvalSet:
+    """Pairs of images and labels, read one at a time."""
+
+    def __init__(self, pairs: tuple[tuple[Path, Path], ...]) -> None:
+        self._pairs = pairs
+
+    @classmethod
+    def find(cls, images: Path, labels: Path) -> EvalSet:
+        """Pair the files of two folders by their stems.
+
+        Raises:
+            SourceOpenError: a folder is missing or empty, or an image has no labels.
+        """
+        found = _files(images, _IMAGE_SUFFIXES)
+        masks = _files(labels, frozenset({".png"}))
+        missing = sorted(found.keys() - masks.keys())
+        if missing:
+            raise SourceOpenError(
+                f"{len(missing)} of {len(found)} images in '{images}' have no labels in "
+                f"'{labels}', the first is '{found[missing[0]].name}'.",
+                hint=f"Add '{missing[0]}.png', one channel of class ids.",
+            )
+        return cls(tuple((found[stem], masks[stem]) for stem in sorted(found)))
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def items(self, *, color: ColorOrder, num_classes: int) -> Iterator[EvalItem]:
+        """Read the pairs in the order of their names.
+
+        Raises:
+            SourceOpenError: a file cannot be read as an image.
+            DTypeError: labels have several channels or no integers.
+            ShapeError: image and labels differ in size, or labels name classes that do not exist.
+        """
+        for image, mask in self._pairs:
+            frame, labels = _read_frame(image, color), _read_labels(mask)
+            if frame.shape[:2] != labels.shape:
+                raise ShapeError(
+                    f"'{image}' is {frame.shape[0]}x{frame.shape[1]} px but its labels "
+                    f"'{mask}' are {labels.shape[0]}x{labels.shape[1]}.",
+                    hint="Labels must have their image's size.",
+                )
+            ignored = labels == IGNORE_LABEL if num_classes <= IGNORE_LABEL else False
+            unknown = np.unique(labels[(labels >= num_classes) & ~np.asarray(ignored)])
+            if unknown.size:
+                raise ShapeError(
+                    f"'{mask}' names class {unknown.tolist()[:5]}; the network has {num_classes} "
+                    f"classes, 0..{num_classes - 1}.",
+                    hint=f"Pixels to leave out are {IGNORE_LABEL}.",
+                )
+            yield EvalItem(image.stem, frame, labels)
+
+
+def _files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise SourceOpenError(f"there is no folder '{folder}'.")
+    files = {
+        path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes
+    }
+    if not files:
+        raise SourceOpenError(
+            f"'{folder}' holds no images.", hint=f"Expected {', '.join(sorted(suffixes))}."
+        )
+    return files
+
+
+def _read_frame(path: Path, color: ColorOrder) -> Array:
+    import cv2
+
+    frame = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if frame is None:
+        raise SourceOpenError(f"'{path}' cannot be read as an image.")
+    return np.ascontiguousarray(frame if color == "bgr" else frame[..., ::-1])
+
+
+def _read_labels(path: Path) -> Array:
+    import cv2
+
+    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if labels is None:
+        raise SourceOpenError(f"'{path}' cannot be read as an image.")
+    if labels.ndim != 2 or labels.dtype not in (np.uint8, np.uint16):
+        raise DTypeError(
+            f"labels '{path}' are {labels.dtype} {list(labels.shape)}; "
+            "expected one channel of class ids, 8 or 16 bits.",
+            hint="A PNG with a palette must be saved as its indices, not its colours.",
+        )
+    return np.asarray(labels)
