@@ -9,6 +9,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,9 @@ _MAX_WRAPPING = 4
 
 # DataParallel and DDP, torch.compile, Lightning and the like
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+
+# of a refused pickle, to say what it names
+_MAX_SCANNED_BYTES = 16 << 20
 
 _WEIGHTS_ALONE = "Save the weights alone: torch.save(model.state_dict(), 'weights.pt')."
 
@@ -243,12 +247,12 @@ def _scan(file: ModelFile, kind: ModelFormat) -> PickleScan:
     """List what the checkpoint's pickle names, running nothing."""
     file.stream.seek(0)
     if kind == "torch_legacy":
-        scans = [scan_pickle(file.stream) for _ in range(4)]  # magic, version, system, the object
-        return scans[-1]
+        start = BytesIO(file.stream.read(_MAX_SCANNED_BYTES))
+        return [scan_pickle(start) for _ in range(4)][-1]  # magic, version, system, the object
     with zipfile.ZipFile(file.stream) as archive:
-        record = next(x for x in archive.namelist() if x.partition("/")[2] == "data.pkl")
+        record = next(x for x in archive.namelist() if x.rpartition("/")[2] == "data.pkl")
         with archive.open(record) as stream:
-            return scan_pickle(stream)
+            return scan_pickle(BytesIO(stream.read(_MAX_SCANNED_BYTES)))
 
 
 def _first_line(exc: BaseException) -> str:

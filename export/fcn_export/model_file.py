@@ -95,17 +95,24 @@ def open_model_file(path: str | os.PathLike[str]) -> Iterator[ModelFile]:
         ) from exc
     except (OSError, ValueError) as exc:
         raise UnsupportedModelError(f"model file '{named}' cannot be read: {exc}.") from exc
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-            raise UnsupportedModelError(
-                f"'{named}' is {kind}; a model must be a regular file.",
-                hint="Name the .pt, .pth or .safetensors file itself.",
-            )
-        if status.st_size == 0:
-            raise UnsupportedModelError(f"model file '{named}' is empty.", hint=_DOWNLOAD_AGAIN)
-        yield ModelFile(named, stream, status.st_size)
+        _check_regular(named, status)
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            yield ModelFile(named, stream, status.st_size)
+    finally:
+        os.close(descriptor)
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise UnsupportedModelError(
+            f"'{path}' is {kind}; a model must be a regular file.",
+            hint="Name the .pt, .pth or .safetensors file itself.",
+        )
+    if status.st_size == 0:
+        raise UnsupportedModelError(f"model file '{path}' is empty.", hint=_DOWNLOAD_AGAIN)
 
 
 def model_format(file: ModelFile) -> ModelFormat:

@@ -18,7 +18,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from io import BytesIO
+from typing import Any
 
 __all__ = ["HARMLESS_GLOBALS", "PickleScan", "harmless_globals", "refused_name", "scan_pickle"]
 
@@ -143,8 +144,11 @@ class PickleScan:
 _STRING_OPS = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"})
 
 
-def scan_pickle(stream: IO[bytes]) -> PickleScan:
-    """List the globals of the pickle at the stream's position; stop where it is damaged."""
+def scan_pickle(stream: BytesIO) -> PickleScan:
+    """List the globals of the pickle at the stream's position; stop where it is damaged.
+
+    Takes bytes in memory, since a forged length would make a file's `read` ask for all memory.
+    """
     names: dict[str, None] = {}
     memo: dict[int, str] = {}
     strings = ["", ""]  # the last two; STACK_GLOBAL takes module and name from them
