@@ -8,10 +8,21 @@ from fcn_deploy.errors import BackendUnavailableError
 from fcn_deploy.manifest import Manifest
 from fcn_deploy.tensors import Precision
 
-__all__ = ["MIN_LABEL_AGREEMENT", "choose_backend", "choose_precision"]
+__all__ = ["MIN_LABEL_AGREEMENT", "choose_backend", "choose_precision", "parse_precision"]
 
 MIN_LABEL_AGREEMENT = 0.999
 """What a reduced precision must have measured at export to be taken unasked."""
+
+
+def parse_precision(text: str) -> Precision:
+    """Read a precision's name.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if text not in list(Precision):
+        raise ValueError(f"precision is {text!r}; expected auto, {', '.join(Precision)}")
+    return Precision(text)
 
 
 def choose_backend(name: str, suffix: str) -> tuple[Backend, str]:
@@ -67,9 +78,7 @@ def choose_precision(
     """
     able = backend.precisions()
     if wanted != "auto":
-        if wanted not in list(Precision):
-            raise ValueError(f"precision is {wanted!r}; expected auto, {', '.join(Precision)}")
-        precision = Precision(wanted)
+        precision = parse_precision(wanted)
         if precision not in able:
             raise BackendUnavailableError(
                 f"{backend.name} cannot compute in {precision} on this machine; "

@@ -14,7 +14,6 @@ from fcn_deploy.errors import (
     ArtifactError,
     BackendUnavailableError,
     ExecutionError,
-    ShapeError,
 )
 from fcn_deploy.machine import usable_cores
 from fcn_deploy.onnx_scan import with_extra_outputs
@@ -151,20 +150,24 @@ def _shared_tensor(array: Array) -> Any:
 
 def _spec(port: Any, index: int) -> TensorSpec:
     shape = tuple(None if dim.is_dynamic else dim.get_length() for dim in port.partial_shape)
-    names = sorted(port.names)
     return TensorSpec(
-        name=names[0] if names else f"tensor_{index}",
+        name=_declared_name(port) or f"tensor_{index}",
         dtype=np.dtype(port.element_type.to_dtype()).name,
         shape=shape,
     )
 
 
+def _declared_name(port: Any) -> str:
+    """Give the name that the file declares: compiling adds the names of tensors it merged."""
+    declared, _, _ = str(port.node.friendly_name).rpartition("/sink_port_")
+    return declared if declared in port.names else min(port.names, default="")
+
+
 def _execution_error(
     name: str, shapes: Mapping[str, list[int]], error: RuntimeError
-) -> ExecutionError | ShapeError:
-    text = _first_line(error)
+) -> ExecutionError:
     return ExecutionError(
-        f"openvino failed in '{name}' with input {shapes}: {text}",
+        f"openvino failed in '{name}' with input {shapes}: {_first_line(error)}",
         hint="If other sizes work, the network does not take this one.",
     )
 

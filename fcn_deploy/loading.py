@@ -1,0 +1,276 @@
+"""From a path to everything a Segmenter needs: an artifact, a file in one, or anyone's graph."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from fcn_deploy.artifact import Artifact, is_artifact
+from fcn_deploy.backends.base import Backend, ExecutionContext, ModelSource
+from fcn_deploy.choice import choose_backend, choose_precision, parse_precision
+from fcn_deploy.errors import ArtifactError, ArtifactMissingError, ManifestError
+from fcn_deploy.manifest import Manifest, Preprocess
+from fcn_deploy.onnx_scan import OnnxGraph, scan_onnx
+from fcn_deploy.plain_files import read_plain_file
+from fcn_deploy.preprocess import InputFormat, input_format
+from fcn_deploy.tail import find_tail
+from fcn_deploy.tensors import ColorOrder, NetworkColor, Precision, TensorSpec
+
+__all__ = ["ModelFile", "OpenedModel", "OutputFormat", "locate_model", "open_model"]
+
+_log = logging.getLogger(__name__)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One graph on disk, and the artifact that vouches for it, if any.
+
+    Attributes:
+        precision: that the file is meant for; None leaves it to the caller.
+    """
+
+    path: Path
+    artifact: Artifact | None
+    precision: Precision | None = None
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The artifact's manifest; None for a bare file."""
+        return self.artifact.manifest if self.artifact is not None else None
+
+    @cached_property
+    def data(self) -> bytes:
+        """The file's bytes, checked against the manifest's digest where there is one."""
+        if self.artifact is not None:
+            return self.artifact.read(self.path.name)
+        return read_plain_file(self.path)
+
+    @cached_property
+    def graph(self) -> OnnxGraph | None:
+        """The scanned graph; None for OpenVINO's own format."""
+        if self.path.suffix != ".onnx":
+            return None
+        graph = scan_onnx(self.data, name=f"'{self.path}'", folder=self.path.parent)
+        if self.artifact is not None:
+            for name in graph.external_files:
+                self.artifact.check(name)
+        return graph
+
+    def source(self, *, extra_outputs: Sequence[str] = ()) -> ModelSource:
+        """Give what a backend opens.
+
+        Raises:
+            ArtifactError: the file is damaged, foreign or unsafe to parse.
+        """
+        if self.graph is None or self.graph.external_files:
+            return ModelSource(self.path, None, tuple(extra_outputs))
+        return ModelSource(self.path, self.data, tuple(extra_outputs))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """What a graph's outputs mean.
+
+    Attributes:
+        kind: ``"labels"``, or ``"scores"`` where the argmax is left to the runtime.
+        name: of the output that holds them.
+        class_axis: of scores: 1 for [N, C, H, W], 3 for [N, H, W, C].
+        threshold: of a single class's score, above which a pixel is of the class.
+        confidence: name of the output with the label's probability, or None.
+        inner_scores: name of the tensor that holds the scores before upsampling, or None where
+            they are the output itself or unknown.
+        inner_class_axis: of that tensor.
+    """
+
+    kind: Literal["labels", "scores"]
+    name: str
+    class_axis: int = 1
+    threshold: float = 0.0
+    confidence: str | None = None
+    inner_scores: str | None = None
+    inner_class_axis: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A loaded network and how to feed and read it."""
+
+    file: ModelFile
+    backend: Backend
+    precision: Precision
+    reason: str
+    context: ExecutionContext
+    input_format: InputFormat
+    output_format: OutputFormat
+
+
+def locate_model(path: str | os.PathLike[str], *, precision: str = "auto") -> ModelFile:
+    """Find the file that a path means: an artifact's variant, a file in an artifact, a bare graph.
+
+    Args:
+        precision: chooses among an artifact's variants; ``"auto"`` takes fp32's graph, which
+            bf16 runs too.
+
+    Raises:
+        ArtifactMissingError: nothing is there, or the artifact has no such variant.
+        ArtifactError: the file is of no kind that can be run.
+    """
+    place = Path(path)
+    if place.is_dir():
+        artifact = Artifact.open(place)
+        wanted = Precision.FP32 if precision == "auto" else parse_precision(precision)
+        variant = artifact.variant(wanted)
+        return ModelFile(artifact.path / variant.file, artifact)
+    if not place.exists():
+        raise ArtifactMissingError(
+            f"there is no '{place}'.", hint="Give an artifact folder or an .onnx file."
+        )
+    if place.suffix not in (".onnx", ".xml"):
+        raise ArtifactError(
+            f"'{place}' cannot be run; expected an artifact folder, an .onnx or an .xml file.",
+            hint="A PyTorch checkpoint becomes an artifact by fcn-export.",
+        )
+    if is_artifact(place.parent):
+        artifact = Artifact.open(place.parent)
+        for variant in artifact.manifest.variants:
+            if variant.file == place.name:
+                return ModelFile(place, artifact, variant.precision)
+    return ModelFile(place, None)
+
+
+def open_model(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    precision: str = "auto",
+    num_threads: int | None = None,
+    num_streams: int = 1,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    color: NetworkColor | None = None,
+) -> OpenedModel:
+    """Locate, check, choose and load. For the arguments and errors see `Segmenter.open`."""
+    file = locate_model(path, precision=precision)
+    if file.precision is not None and precision == "auto" and file.precision is not Precision.FP32:
+        precision = file.precision.value
+    chosen, backend_reason = choose_backend(backend, file.path.suffix)
+    decided, precision_reason = choose_precision(precision, chosen, file.manifest)
+    preprocess = _preprocess(file, mean=mean, std=std, color=color)
+    context = chosen.open(
+        file.source(), precision=decided, num_threads=num_threads, num_streams=num_streams
+    )
+    try:
+        return OpenedModel(
+            file=file,
+            backend=chosen,
+            precision=decided,
+            reason=f"{backend_reason}; {precision_reason}",
+            context=context,
+            input_format=_input_format(file, context, preprocess),
+            output_format=_output_format(file, context),
+        )
+    except BaseException:
+        context.close()
+        raise
+
+
+def _preprocess(
+    file: ModelFile,
+    *,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    color: NetworkColor | None,
+) -> Preprocess:
+    given = {"mean": mean, "std": std, "color": color}
+    named = [key for key, value in given.items() if value is not None]
+    if file.manifest is not None:
+        if named:
+            raise ValueError(
+                f"{', '.join(named)} cannot be given: the artifact's graph has its preprocessing"
+            )
+        return file.manifest.preprocess
+    gray = color == "gray"
+    return Preprocess(
+        mean=tuple(mean if mean is not None else (0.449,) if gray else IMAGENET_MEAN),
+        std=tuple(std if std is not None else (0.226,) if gray else IMAGENET_STD),
+        color=color or "rgb",
+    )
+
+
+def _input_format(
+    file: ModelFile, context: ExecutionContext, preprocess: Preprocess
+) -> InputFormat:
+    if len(context.inputs) != 1:
+        raise ArtifactError(
+            f"'{file.path}' has {len(context.inputs)} inputs "
+            f"({', '.join(spec.name for spec in context.inputs)}); expected one image."
+        )
+    spec = context.inputs[0]
+    if file.manifest is not None:
+        declared = file.manifest.inputs[0]
+        if (spec.name, spec.dtype) != (declared.name, declared.dtype):
+            raise ManifestError(
+                f"the manifest says input '{declared.name}' of {declared.dtype}; "
+                f"'{file.path.name}' has {spec}."
+            )
+        found = input_format(spec, preprocess, color="rgb" if declared.color == "rgb" else "bgr")
+    else:
+        order: ColorOrder = "bgr" if preprocess.color == "bgr" else "rgb"
+        found = input_format(spec, preprocess, color=order)
+        how = (
+            "as it is"
+            if found.normalise is None
+            else f"less {preprocess.mean}, by {preprocess.std}"
+        )
+        _log.warning(
+            "'%s' has no manifest: its %s input is fed %s frames, %s.",
+            file.path, found.layout, found.color, how,
+        )  # fmt: skip
+    return found
+
+
+def _output_format(file: ModelFile, context: ExecutionContext) -> OutputFormat:
+    outputs = {spec.name: spec for spec in context.outputs}
+    confidence = "confidence" if file.manifest is not None and "confidence" in outputs else None
+    main = _main_output(file, [spec for spec in context.outputs if spec.name != confidence])
+    tail = find_tail(file.graph, output=main.name) if file.graph is not None else None
+    scores = None if tail is None else tail.low_scores or tail.scores
+    found = OutputFormat(
+        kind="labels" if main.dtype.startswith(("int", "uint", "bool")) else "scores",
+        name=main.name,
+        class_axis=1 if tail is None else tail.class_axis,
+        threshold=0.5 if tail is not None and (tail.activation or tail.probabilities) else 0.0,
+        confidence=confidence,
+        inner_scores=scores if scores != main.name else None,
+        inner_class_axis=1 if tail is None else tail.low_class_axis,
+    )
+    if found.kind == "scores" and len(main.shape) != 4:
+        raise ArtifactError(
+            f"'{file.path}' gives {main}; expected labels [N, H, W] or scores [N, C, H, W]."
+        )
+    return found
+
+
+def _main_output(file: ModelFile, outputs: Sequence[TensorSpec]) -> TensorSpec:
+    """Pick the output to label by: the only one, or the one with the usual name."""
+    if len(outputs) == 1:
+        return outputs[0]
+    for name in ("labels", "out", "scores", "logits", "output"):
+        for spec in outputs:
+            if spec.name == name:
+                return spec
+    images = [spec for spec in outputs if len(spec.shape) == 4]
+    if len(images) == 1:
+        return images[0]
+    raise ArtifactError(
+        f"'{file.path}' has several outputs: {'; '.join(map(str, outputs))}.",
+        hint="Export it again with fcn-export and --output-key.",
+    )

@@ -1,0 +1,310 @@
+"""What users hold: a frame goes in, its labels come out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from fcn_deploy.backends.base import ContextManaged, ExecutionContext
+from fcn_deploy.draw import voc_palette
+from fcn_deploy.errors import ArtifactError, ExecutionError, NonFiniteOutputError, ShapeError
+from fcn_deploy.head import upsample_argmax
+from fcn_deploy.loading import OpenedModel, open_model
+from fcn_deploy.manifest import ClassInfo, Manifest
+from fcn_deploy.preprocess import check_frame, pad_frame
+from fcn_deploy.profile import ShapeRange
+from fcn_deploy.segmentation import Segmentation
+from fcn_deploy.tensors import Array, NetworkColor
+
+__all__ = ["Segmentation", "Segmenter"]
+
+_MAX_BATCH = 8
+"""Larger groups of frames are run in parts: on a CPU a larger batch gains nothing."""
+
+
+class Segmenter(ContextManaged):
+    """A network that labels every pixel of a frame.
+
+    Several threads may call one Segmenter at once; each call waits for nobody but the CPU. It
+    must be opened in the process that uses it: a forked child gets ForkedProcessError.
+
+    Attributes:
+        backend: name of the library that runs it.
+        precision: arithmetic it computes in.
+        reason: why this backend and this precision were taken.
+        manifest: of the artifact; None for a bare graph.
+    """
+
+    def __init__(self, model: OpenedModel) -> None:
+        super().__init__()
+        self._model = model
+        self._scores_context: ExecutionContext | None = None
+        self._scores_lock = threading.Lock()
+        self.path = model.file.path
+        self.backend = model.backend.name
+        self.precision = model.precision
+        self.reason = model.reason
+        self.manifest: Manifest | None = model.file.manifest
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backend: str = "auto",
+        precision: str = "auto",
+        num_threads: int | None = None,
+        num_streams: int = 1,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        color: NetworkColor | None = None,
+    ) -> Segmenter:
+        """Load an artifact, a file in one, or a bare ``.onnx`` or ``.xml`` of anyone's making.
+
+        Args:
+            backend: ``"openvino"``, ``"onnxruntime"``, or ``"auto"`` for the first installed.
+            precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 where the CPU has it and export
+                measured that it keeps 99.9 % of the labels, else fp32. A bare graph runs in fp32.
+            num_threads: CPU threads in all; None means the cores that this process may use.
+            num_streams: how many calls from different threads run at once, sharing the threads.
+            mean, std: of values in 0..1, for a bare graph with a float input; None: ImageNet's.
+            color: channels that a bare graph expects; None: rgb.
+
+        Raises:
+            ArtifactError: it is missing, damaged, unsafe, or no segmentation network.
+            BackendUnavailableError: the backend or the precision is not to be had here.
+            ValueError: an argument is none of its choices.
+        """
+        return cls(
+            open_model(
+                path,
+                backend=backend,
+                precision=precision,
+                num_threads=num_threads,
+                num_streams=num_streams,
+                mean=mean,
+                std=std,
+                color=color,
+            )
+        )
+
+    def __repr__(self) -> str:
+        return f"Segmenter('{self.path}', {self.backend} {self.precision}: {self.reason})"
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """Name and colour of each class id; empty where a bare graph does not say how many."""
+        if self.manifest is not None:
+            return self.manifest.classes
+        count = self._channels() or 0
+        names = range(2 if count == 1 else count)
+        return tuple(
+            ClassInfo(str(label), color)
+            for label, color in zip(names, voc_palette(len(names)), strict=True)
+        )
+
+    @property
+    def head(self) -> str:
+        """Where scores become labels: ``"in the graph"`` or ``"in the runtime"``."""
+        return "in the graph" if self._model.output_format.kind == "labels" else "in the runtime"
+
+    @property
+    def shapes(self) -> ShapeRange | None:
+        """Shapes that the artifact was verified for; None for a bare graph."""
+        return self.manifest.shapes if self.manifest is not None else None
+
+    def __call__(self, frame_bgr: Array, *, scores: bool = False) -> Segmentation:
+        """Segment one frame.
+
+        Args:
+            frame_bgr: uint8 [H, W, 3] in 0..255; not modified.
+            scores: give the class scores as well. The first such call loads the network once
+                more, with the scores as an output.
+
+        Returns:
+            Labels in the frame's own coordinates, owned by the caller.
+
+        Raises:
+            InputError: the frame is of another kind or size than the network takes.
+            ExecutionError: the backend failed, or the network gave NaN.
+        """
+        return self.batch([frame_bgr], scores=scores)[0]
+
+    def batch(self, frames_bgr: Iterable[Array], *, scores: bool = False) -> list[Segmentation]:
+        """Segment several frames, which may differ in size; neighbours of one size run together.
+
+        Args:
+            frames_bgr: uint8 [H, W, 3] each; not modified.
+            scores: as for a single frame.
+
+        Returns:
+            One result a frame, in their order.
+
+        Raises:
+            InputError, ExecutionError: as for a single frame; then there are no results at all.
+        """
+        self._require_usable(repr(self))
+        frames = list(frames_bgr)
+        for frame in frames:
+            check_frame(frame)
+        results: list[Segmentation] = []
+        for _, same_size in groupby(frames, key=lambda frame: frame.shape):
+            for part in self._parts(list(same_size)):
+                results.extend(self._segment(part, scores=scores))
+        return results
+
+    def prepare(self, frames_bgr: Sequence[Array]) -> dict[str, Array]:
+        """Make the graph's input of frames of one size: padding, and for bare graphs conversion.
+
+        Returns:
+            What `execute` takes; a single frame that needs no change is not copied.
+
+        Raises:
+            ShapeError: the graph does not take this size or batch.
+        """
+        frames = list(frames_bgr)
+        height, width = frames[0].shape[:2]
+        if self.shapes is not None:
+            size = self.shapes.padded_size(height, width)
+            frames = [pad_frame(frame, size) for frame in frames]
+        self._check_fixed_size(frames)
+        taken = self._model.input_format
+        return {taken.spec.name: taken.convert(frames)}
+
+    def execute(self, feeds: Mapping[str, Array], *, scores: bool = False) -> dict[str, Array]:
+        """Run the network alone, on what `prepare` made.
+
+        Args:
+            scores: give out the class scores before upsampling as well.
+
+        Returns:
+            The graph's outputs by name, owned by the caller.
+
+        Raises:
+            ExecutionError: the backend failed.
+        """
+        context = self._context_with_scores() if scores else self._model.context
+        return context.execute(feeds)
+
+    def finish(
+        self, outputs: Mapping[str, Array], frames_bgr: Sequence[Array], *, scores: bool = False
+    ) -> list[Segmentation]:
+        """Turn what `execute` gave into one result a frame, cropped to the frames' size."""
+        form = self._model.output_format
+        size = frames_bgr[0].shape[:2]
+        main = outputs[form.name]
+        if form.kind == "labels":
+            labels = [self._crop_labels(one, size) for one in main]
+        else:
+            labels = [self._label(one, size) for one in _classes_first(main, form.class_axis)]
+        all_scores = self._scores_of(outputs) if scores else None
+        confidence = outputs[form.confidence] if form.confidence is not None else None
+        return [
+            Segmentation(
+                labels=labels[i],
+                classes=self.classes,
+                scores=None if all_scores is None else all_scores[i],
+                confidence=None
+                if confidence is None
+                else np.ascontiguousarray(confidence[i, : size[0], : size[1]]),
+                frame_bgr=frame,
+            )
+            for i, frame in enumerate(frames_bgr)
+        ]
+
+    def close(self) -> None:
+        """Free the networks. May be called twice."""
+        super().close()
+        self._model.context.close()
+        with self._scores_lock:
+            if self._scores_context is not None:
+                self._scores_context.close()
+
+    def _segment(self, frames: Sequence[Array], *, scores: bool) -> list[Segmentation]:
+        outputs = self.execute(self.prepare(frames), scores=scores)
+        return self.finish(outputs, frames, scores=scores)
+
+    def _parts(self, frames: list[Array]) -> Iterator[list[Array]]:
+        step = self._model.input_format.batch_size or _MAX_BATCH
+        if len(frames) % step and self._model.input_format.batch_size is not None:
+            raise ShapeError(
+                f"'{self.path.name}' takes exactly {step} frames of one size at once; "
+                f"got {len(frames)}.",
+                hint="Export it again with fcn-export for any batch.",
+            )
+        for start in range(0, len(frames), step):
+            yield frames[start : start + step]
+
+    def _check_fixed_size(self, frames: Sequence[Array]) -> None:
+        height, width = frames[0].shape[:2]
+        for found, taken, what in zip(
+            (height, width), self._model.input_format.size, ("height", "width"), strict=True
+        ):
+            if taken is not None and found != taken:
+                raise ShapeError(
+                    f"the frame is {height}x{width}; '{self.path.name}' has a fixed {what} "
+                    f"of {taken}.",
+                    hint="Resize the frame, or export the model with fcn-export for any size.",
+                )
+
+    def _label(self, scores: Array, size: tuple[int, int]) -> Array:
+        threshold = self._model.output_format.threshold
+        if self.shapes is None:
+            return upsample_argmax(scores, size, threshold=threshold)
+        # an artifact's scores are of the padded frame's size
+        return upsample_argmax(scores[:, : size[0], : size[1]], size, threshold=threshold)
+
+    def _crop_labels(self, labels: Array, size: tuple[int, int]) -> Array:
+        labels = labels.squeeze(0) if labels.ndim == 3 else labels  # [1, H, W] of some exporters
+        if labels.ndim != 2 or labels.shape[0] < size[0] or labels.shape[1] < size[1]:
+            raise ExecutionError(
+                f"'{self.path.name}' gave labels {list(labels.shape)} for a frame of {list(size)}."
+            )
+        cropped = labels[: size[0], : size[1]]
+        if cropped.dtype != np.uint8:
+            # int32 above 256 classes; int64 in graphs of others
+            cropped = cropped.astype(np.uint8 if cropped.max() < 256 else np.uint16)
+        return np.ascontiguousarray(cropped)
+
+    def _scores_of(self, outputs: Mapping[str, Array]) -> Array:
+        form = self._model.output_format
+        if form.inner_scores is None:
+            found = _classes_first(outputs[form.name], form.class_axis)
+        else:
+            found = _classes_first(outputs[form.inner_scores], form.inner_class_axis)
+        if not np.isfinite(found).all():
+            raise NonFiniteOutputError(
+                f"the scores of '{self.path.name}' hold NaN or infinity.",
+                hint="Run it in fp32; if they stay, the weights or the input are at fault.",
+            )
+        return found
+
+    def _context_with_scores(self) -> ExecutionContext:
+        model, form = self._model, self._model.output_format
+        if form.inner_scores is None:
+            if form.kind == "scores":
+                return model.context
+            raise ArtifactError(
+                f"the class scores were not found in '{self.path}'.",
+                hint="Export the model again with --head scores.",
+            )
+        with self._scores_lock:
+            if self._scores_context is None:
+                source = model.file.source(extra_outputs=(form.inner_scores,))
+                self._scores_context = model.backend.open(source, precision=model.precision)
+            return self._scores_context
+
+    def _channels(self) -> int | None:
+        form = self._model.output_format
+        if form.kind != "scores":
+            return None
+        spec = next(spec for spec in self._model.context.outputs if spec.name == form.name)
+        return spec.shape[form.class_axis]
+
+
+def _classes_first(scores: Array, class_axis: int) -> Array:
+    return scores if class_axis == 1 else np.moveaxis(scores, class_axis, 1)  # [N, C, h, w]

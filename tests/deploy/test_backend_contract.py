@@ -1,0 +1,224 @@
+"""What every backend promises, run over all that are installed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+from fcn_deploy.backends import backend_names, get_backend
+from fcn_deploy.backends.base import Backend, ExecutionContext, ModelSource
+from fcn_deploy.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    ClosedError,
+    DTypeError,
+    ExecutionError,
+    ForkedProcessError,
+    ShapeError,
+)
+from fcn_deploy.tensors import Array, Precision
+from tests.deploy.graphs import segmentation_graph
+
+GRAPH = segmentation_graph()
+
+
+@pytest.fixture(params=backend_names())
+def backend(request: pytest.FixtureRequest) -> Backend:
+    name: str = request.param
+    return get_backend(name)
+
+
+def open_graph(
+    backend: Backend, data: bytes = GRAPH, *, extra_outputs: tuple[str, ...] = ()
+) -> ExecutionContext:
+    return backend.open(ModelSource(Path("model.onnx"), data, extra_outputs))
+
+
+def image(height: int = 12, width: int = 16, *, batch: int = 1) -> Array:
+    return np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), np.uint8)
+
+
+def test_it_is_here_and_says_its_version(backend: Backend) -> None:
+    assert backend.available()
+    assert backend.version()[0].isdigit()
+    assert Precision.FP32 in backend.precisions()
+
+
+def test_its_specs_are_those_of_the_graph(backend: Backend) -> None:
+    context = open_graph(backend)
+
+    assert [str(spec) for spec in context.inputs] == ["image: uint8 [?, ?, ?, 3]"]
+    assert [(spec.name, spec.dtype) for spec in context.outputs] == [("labels", "uint8")]
+
+
+@pytest.mark.parametrize(("height", "width", "batch"), [(12, 16, 1), (13, 7, 3), (1, 1, 1)])
+def test_any_size_and_batch_run(backend: Backend, height: int, width: int, batch: int) -> None:
+    labels = open_graph(backend).execute({"image": image(height, width, batch=batch)})["labels"]
+
+    assert labels.shape == (batch, height, width)
+    assert labels.dtype == np.uint8
+
+
+def test_all_backends_agree() -> None:
+    frames = image(33, 47, batch=2)
+    maps = [
+        open_graph(get_backend(name)).execute({"image": frames})["labels"]
+        for name in backend_names()
+    ]
+
+    assert len(np.unique(maps[0])) > 1
+    assert len(maps) >= 2
+    for other in maps[1:]:
+        np.testing.assert_array_equal(other, maps[0])
+
+
+def test_an_inner_tensor_can_be_given_out_too(backend: Backend) -> None:
+    context = open_graph(backend, extra_outputs=("network_scores",))
+
+    outputs = context.execute({"image": image()})
+    only = context.execute({"image": image()}, outputs=["network_scores"])
+
+    assert outputs["network_scores"].shape == (1, 3, 6, 8)
+    assert outputs["network_scores"].dtype == np.float32
+    assert list(only) == ["network_scores"]
+
+
+def test_results_belong_to_the_caller(backend: Backend) -> None:
+    context = open_graph(backend)
+    first = context.execute({"image": image()})["labels"]
+    before = first.copy()
+
+    second = context.execute({"image": 255 - image()})["labels"]
+    second[...] = 77
+
+    np.testing.assert_array_equal(first, before)
+    assert not np.shares_memory(first, second)
+
+
+def test_the_input_is_not_modified(backend: Backend) -> None:
+    frames = image()
+
+    open_graph(backend).execute({"image": frames})
+
+    np.testing.assert_array_equal(frames, image())
+
+
+def test_an_input_that_is_not_contiguous_runs(backend: Backend) -> None:
+    frames = image(24, 16)[:, ::2]
+
+    labels = open_graph(backend).execute({"image": frames})["labels"]
+
+    expected = open_graph(backend).execute({"image": frames.copy()})["labels"]
+    np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "uint16", "bool"])
+def test_another_dtype_is_refused(backend: Backend, dtype: str) -> None:
+    with pytest.raises(DTypeError, match=f"'image' is {dtype}; expected uint8"):
+        open_graph(backend).execute({"image": image().astype(dtype)})
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, r"takes \['image'\]; got \[\]"),
+        ({"picture": image()}, r"got \['picture'\]"),
+        ({"image": image()[0]}, r"shape \[12, 16, 3\]; expected image: uint8 \[\?, \?, \?, 3\]"),
+        ({"image": image()[..., :2]}, r"shape \[1, 12, 16, 2\]"),
+        ({"image": image()[:, :0]}, r"shape \[1, 0, 16, 3\]"),
+    ],
+)
+def test_another_shape_is_refused(backend: Backend, feeds: dict[str, Array], message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        open_graph(backend).execute(feeds)
+
+
+def test_a_failing_network_is_our_error(backend: Backend) -> None:
+    graph = segmentation_graph(size=(12, 16))
+    context = open_graph(backend, graph)
+
+    with pytest.raises((ShapeError, ExecutionError), match="image"):
+        context.execute({"image": image(13, 16)})
+
+
+def test_garbage_is_our_error(backend: Backend) -> None:
+    with pytest.raises(ArtifactError, match=r"model\.onnx|the model"):
+        open_graph(backend, b"\x08\x0a garbage")
+
+
+def test_a_precision_that_is_not_here_is_refused(backend: Backend) -> None:
+    missing = sorted(set(Precision) - set(backend.precisions()))
+
+    assert missing
+    with pytest.raises(BackendUnavailableError, match=f"cannot compute in {missing[0]}"):
+        backend.open(ModelSource(Path("model.onnx"), GRAPH), precision=Precision(missing[0]))
+
+
+def test_close_twice_is_fine_and_use_after_it_is_refused(backend: Backend) -> None:
+    context = open_graph(backend)
+
+    context.close()
+    context.close()
+
+    with pytest.raises(ClosedError, match=r"'model\.onnx' is closed"):
+        context.execute({"image": image()})
+
+
+def test_threads_share_a_context(backend: Backend) -> None:
+    context = open_graph(backend)
+    frames = [image(10 + n, 20) for n in range(8)]
+    expected = [context.execute({"image": frame})["labels"] for frame in frames]
+    wrong: list[int] = []
+
+    def work(n: int) -> None:
+        for _ in range(20):
+            labels = context.execute({"image": frames[n]})["labels"]
+            if not np.array_equal(labels, expected[n]):
+                wrong.append(n)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(len(frames))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_a_forked_child_is_told(backend: Backend) -> None:
+    context = open_graph(backend)
+    reading, writing = os.pipe()
+
+    if os.fork() == 0:
+        try:
+            context.execute({"image": image()})
+        except ForkedProcessError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe:
+        message = pipe.read()
+    os.wait()
+
+    assert "was opened in process" in message
+    assert "spawn" in message
+
+
+def test_a_float_network_of_anyones_runs(backend: Backend) -> None:
+    graph = segmentation_graph(input_type=TensorProto.FLOAT, layout="NCHW", head="scores")
+
+    outputs = open_graph(backend, graph).execute({"image": np.zeros((1, 3, 8, 8), np.float32)})
+
+    assert outputs["out"].shape == (1, 3, 4, 4)
+
+
+def test_an_unknown_backend_lists_the_known() -> None:
+    with pytest.raises(ValueError, match="expected one of openvino, onnxruntime"):
+        get_backend("caffe")
