@@ -63,7 +63,7 @@ _RESNET101: Mapping[str, _Shape] = {
 }
 _MOBILENET_V3_LARGE: Mapping[str, _Shape] = {
     "backbone.0.0.weight": (16, 3, 3, 3),
-    "backbone.4.block.0.0.weight": (72, 40, 1, 1),
+    "backbone.4.block.0.0.weight": (72, 24, 1, 1),
     "backbone.16.0.weight": (960, 160, 1, 1),
 }
 _DEEPER_THAN_50 = "backbone.layer3.6.conv3.weight"
