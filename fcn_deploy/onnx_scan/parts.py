@@ -205,7 +205,9 @@ class PartsParser:
             elif (value[1] - value[0]) % 4:
                 raise self.reader.damaged(ATTRIBUTE, value[0], "a list of floats is cut")
             else:
-                yield from np.frombuffer(self.reader.data[slice(*value)], "<f4").tolist()
+                floats = np.frombuffer(self.reader.data[slice(*value)], "<f4")
+                self.reader.spend(floats.size)
+                yield from floats.tolist()
 
     def _dims(self, name: str, spans: Iterable[Span]) -> tuple[int | str | None, ...]:
         dims: list[int | str | None] = []

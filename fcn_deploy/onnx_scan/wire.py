@@ -88,7 +88,7 @@ class Message:
 
 
 class Reader:
-    """Reads messages out of one file; counts the fields so that the time stays bounded.
+    """Reads messages out of one file; counts the fields so that time and memory stay bounded.
 
     Args:
         data: the whole file; not copied.
@@ -124,10 +124,7 @@ class Reader:
             while position < end:
                 self._fields_left -= 1
                 if self._fields_left < 0:
-                    raise UntrustedArtifactError(
-                        f"{self.name} has more than {self._max_fields} fields, "
-                        "far more than a segmentation network needs."
-                    )
+                    self.spend(0)
                 at = position
                 tag = data[position]
                 position += 1
@@ -165,6 +162,20 @@ class Reader:
                         raise self.damaged(message, at, f"field '{name}' is cut")
                     yield name, struct.unpack_from(code, data, position)[0]
                     position += width
+
+    def spend(self, count: int) -> None:
+        """Count numbers that become Python objects as if each were a field of its own.
+
+        Raises:
+            UntrustedArtifactError: there are no more than that left.
+        """
+        self._fields_left -= count
+        if self._fields_left < 0:
+            raise UntrustedArtifactError(
+                f"{self.name} has more than {self._max_fields} fields, "
+                "far more than a segmentation network needs.",
+                hint="Strip descriptions such as value_info and metadata.",
+            )
 
     def check(self, message: Message, span: Span, *, depth: int = 0) -> None:
         """Read a message and all below it for nothing but its form."""
@@ -204,8 +215,8 @@ class Reader:
         return count
 
     def packed_ints(self, message: Message, span: Span) -> npt.NDArray[np.int64]:
-        """Decode the numbers of a packed field, as int64 (uint64 wraps)."""
-        self.count_packed_ints(message, span)
+        """Decode the numbers of a packed field, as int64 (uint64 wraps); each counts as a field."""
+        self.spend(self.count_packed_ints(message, span))
         raw = np.frombuffer(self.data[span[0] : span[1]], np.uint8)
         ends = np.flatnonzero(raw < 0x80)
         starts = np.concatenate(([0], ends[:-1] + 1)) if ends.size else ends
