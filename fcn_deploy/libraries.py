@@ -113,7 +113,7 @@ LIBRARIES = (
         extra="video",
     ),
     Library(
-        *("protobuf", "google.protobuf", "comes with onnx", "6.33.5"),
+        *("protobuf", "google.protobuf", "comes with onnx and onnxruntime", "6.33.5"),
         "crafted messages stop it (CVE-2026-0994)",
     ),
     Library(

@@ -28,6 +28,7 @@ brightest (float[N, 3, H, W] image) => (float[N, 3, H, W] scores)
 
 SEGMENT = """
 import sys
+import cv2
 import numpy as np
 from fcn_deploy import Segmenter
 
@@ -39,6 +40,7 @@ for backend in ("openvino", "onnxruntime"):
     assert np.array_equal(labels, frame_bgr[..., ::-1].argmax(axis=2)), backend
     print(f"{backend}: {labels.shape} labels as expected")
 assert "torch" not in sys.modules
+cv2.imwrite("frame.png", frame_bgr)
 """
 
 
@@ -52,6 +54,9 @@ def main() -> int:
             run([binaries / command, "--help"], folder, quiet=True)
             print(f"{command} --help: ok")
         run([binaries / "python", "-c", SEGMENT], folder)
+        run([binaries / "fcn-segment", "frame.png", "-m", "brightest.onnx", "-o", "out"], folder)
+        if not any((folder / "out").iterdir()):
+            raise SystemExit("fcn-segment wrote nothing into its folder")
         run([binaries / "fcn-doctor", "brightest.onnx"], folder)
         check_missing_torch([binaries / "fcn-export", "brightest.onnx"], folder)
     return 0
