@@ -22,6 +22,7 @@ __all__ = ["main"]
 _VIEWS = ("overlay", "labels", "color", "side-by-side")
 _POLICIES = ("every", "latest")
 _WRITERS = ("opencv", "pyav")
+_BACKENDS = ("auto", "openvino", "onnxruntime")
 _PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 _JSON_VERSION = 1
@@ -71,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="when the network is slower than the source: keep every frame (default for files)"
         " or only the latest (default for live sources)",
     )
-    parser.add_argument("--backend", default="auto", help="openvino, onnxruntime (default: auto)")
+    parser.add_argument("--backend", choices=_BACKENDS, default="auto", help="(default: auto)")
     parser.add_argument("--precision", choices=_PRECISIONS, default="auto", help="(default: auto)")
     parser.add_argument(
         "--max-frames", type=_count, default=None, metavar="N", help="stop each source after N"

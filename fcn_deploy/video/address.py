@@ -12,7 +12,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".
 
 _NETWORK = re.compile(r"^(rtsps?|rtmps?|https?|udp|tcp|srt|rtp|ftp)://", re.IGNORECASE)
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-_VALUE = re.compile(r"=[^&;/]*")
+_VALUE = re.compile(r"=[^/]*")
 _HIDDEN = "***"
 
 
@@ -49,9 +49,9 @@ def redact(address: str | Path) -> str:
     """Print an address without what could let a reader in.
 
     In a network address, everything between the scheme and the last ``@`` becomes ``***``, and so
-    does every value of ``key=value`` in the path and the query: cameras put passwords in both. A
-    password may itself hold ``/``, ``?`` or ``@``, so the last ``@`` counts, even where that hides
-    a harmless part. Paths of files are given back as they are.
+    do the query, the fragment, and what follows a ``=`` in the path: cameras put passwords in all
+    of them. A password may itself hold ``/``, ``?`` or ``@``, so the last ``@`` counts, even where
+    that hides a harmless part. Paths of files are given back as they are.
     """
     text = str(address)
     scheme = _SCHEME.match(text)
@@ -60,9 +60,6 @@ def redact(address: str | Path) -> str:
     rest = text[scheme.end() :]
     if "@" in rest:
         rest = _HIDDEN + rest[rest.rindex("@") :]
-    rest, _, fragment = rest.partition("#")
-    base, question, query = rest.partition("?")
-    base = _VALUE.sub("=" + _HIDDEN, base)
-    if question:
-        query = _VALUE.sub("=" + _HIDDEN, query) if "=" in query else _HIDDEN
-    return scheme.group() + base + question + query + ("#" + _HIDDEN if fragment else "")
+    path = re.split("[?#]", rest, maxsplit=1)[0]
+    ending = rest[len(path) : len(path) + 1]
+    return scheme.group() + _VALUE.sub("=" + _HIDDEN, path) + (ending and ending + _HIDDEN)

@@ -39,7 +39,7 @@ _PYAV_CODECS: Mapping[str, tuple[str, ...]] = {
     ".avi": ("mpeg4",),
 }
 # a fragment a second: what a kill leaves behind plays up to the last one
-_FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+_FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
 
 VIDEO_SUFFIXES = frozenset(_OPENCV_CODECS)
 """Endings of the file names that every writer can write."""
