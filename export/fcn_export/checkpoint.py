@@ -156,9 +156,7 @@ def _load_code(file: ModelFile, kind: ModelFormat) -> nn.Module:
             # both formats work; that they are going out of fashion is not the user's concern here
             warnings.simplefilter("ignore")
             if kind == "torchscript":
-                module: nn.Module = torch.jit.load(  # type: ignore[no-untyped-call] # torch's own
-                    file.library_path, map_location="cpu"
-                )
+                module: nn.Module = torch.jit.load(file.library_path, map_location="cpu")
             else:
                 file.stream.seek(0)
                 module = torch.export.load(file.stream).module()

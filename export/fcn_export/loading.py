@@ -204,7 +204,8 @@ def _frozen_for_inference(module: nn.Module) -> nn.Module:
     module.eval()
     module.cpu()
     module.float()
-    module.requires_grad_(False)
+    for parameter in module.parameters():  # TorchScript has no requires_grad_ of its own
+        parameter.requires_grad_(False)
     return module
 
 

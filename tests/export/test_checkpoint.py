@@ -369,6 +369,23 @@ def test_nothing_of_a_harmless_class_is_made(tmp_path: Path) -> None:
     made = [type(value).__name__ for value in loaded.values()]
 
     assert made == ["_Inert", "_Inert", "_Inert"]
+    assert not any(hasattr(value, "__dict__") for value in loaded.values())
+
+
+def test_a_forged_numpy_scalar_stays_inert(tmp_path: Path, network: TinyNetwork) -> None:
+    # NumPy takes these flags on trust: eight bytes become a pointer, and reading the field of
+    # the scalar that numpy.dtype and numpy._core.multiarray.scalar make ends in SIGSEGV
+    forged = np.dtype("V8")
+    forged.__setstate__((3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0))  # type: ignore[attr-defined] # as pickle calls it
+    make_scalar = np.float64(1).__reduce__()[0]
+    scalar = _Calls(make_scalar, forged, b"A" * 8)
+    path = _saved(tmp_path, {"model": network.state_dict(), "best": scalar})
+
+    with harmless_globals():
+        loaded = torch.load(path, weights_only=True)
+
+    assert type(loaded["best"]).__name__ == "_Inert"
+    _assert_same(read_checkpoint(path), network)
 
 
 def test_the_list_of_harmless_names_holds_nothing_that_acts() -> None:
@@ -509,7 +526,7 @@ def test_torchscript_needs_to_be_trusted_and_then_loads(
 def _save_torchscript(network: nn.Module, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch is giving TorchScript up
-        torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, 8, 8)), path)  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, 8, 8)), path)
 
 
 def test_an_exported_program_needs_to_be_trusted_and_then_loads(

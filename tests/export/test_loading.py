@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import warnings
@@ -31,6 +32,8 @@ from fcn_export.loading import (
     probe,
     select_output,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 NETWORK_CODE = '''
 """A user's own network."""
@@ -116,7 +119,7 @@ def test_lraspp_in_half_precision_and_wrapped_gives_the_scores_of_the_original(
     half = {f"module._orig_mod.{k}": v.half() for k, v in original.state_dict().items()}
     half = {k: v.long() if k.endswith("num_batches_tracked") else v for k, v in half.items()}
     torch.save({"epoch": 3, "state_dict": half}, tmp_path / "model.pt")
-    image = torch.randn(1, 3, 64, 96)
+    image = torch.randn(1, 3, 32, 64)
 
     loaded = load_model(tmp_path / "model.pt")
 
@@ -141,7 +144,7 @@ def test_a_reference_checkpoint_of_fcn_resnet50_with_aux_head_loads(tmp_path: Pa
         {"model": original.state_dict(), "epoch": 1, "args": argparse.Namespace(lr=0.01)},
         tmp_path / "checkpoint.pth",
     )
-    image = torch.randn(1, 3, 64, 48)
+    image = torch.randn(1, 3, 32, 40)
 
     loaded = load_model(tmp_path / "checkpoint.pth", arch_args={"num_classes": 7})
 
@@ -356,7 +359,7 @@ def test_torchscript_loads_when_it_is_trusted(tmp_path: Path) -> None:
     network = _network().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch is giving TorchScript up
-        torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, 8, 8)), tmp_path / "a.pt")  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, 8, 8)), tmp_path / "a.pt")
 
     loaded = load_model(tmp_path / "a.pt", trust_code=True)
 
@@ -503,7 +506,14 @@ def test_importing_the_package_and_its_door_loads_no_torch() -> None:
         "print(sorted({'torch', 'torchvision', 'onnx', 'safetensors'} & set(sys.modules)))"
     )
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    path = os.pathsep.join(str(ROOT / folder) for folder in ("", "export"))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
 
     assert done.stdout.strip() == "[]"
 
