@@ -14,6 +14,7 @@ from fcn_export.fidelity import IGNORE_LABEL
 
 __all__ = ["EvalItem", "EvalSet"]
 
+_LABEL_MODES = frozenset({"L", "P", "I;16"})
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 
@@ -59,12 +60,12 @@ class EvalSet:
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def items(self, *, color: ColorOrder, num_classes: int) -> Iterator[EvalItem]:
+    def items(self, *, color: ColorOrder, num_labels: int) -> Iterator[EvalItem]:
         """Read the pairs in the order of their names.
 
         Raises:
             SourceOpenError: a file cannot be read as an image.
-            DTypeError: labels have several channels or no integers.
+            DTypeError: labels are not one channel of 8 or 16 bits.
             ShapeError: image and labels differ in size, or labels name classes that do not exist.
         """
         for image, mask in self._pairs:
@@ -75,12 +76,11 @@ class EvalSet:
                     f"'{mask}' are {labels.shape[0]}x{labels.shape[1]}.",
                     hint="Labels must have their image's size.",
                 )
-            ignored = labels == IGNORE_LABEL if num_classes <= IGNORE_LABEL else False
-            unknown = np.unique(labels[(labels >= num_classes) & ~np.asarray(ignored)])
+            unknown = np.unique(labels[(labels >= num_labels) & (labels != IGNORE_LABEL)])
             if unknown.size:
                 raise ShapeError(
-                    f"'{mask}' names class {unknown.tolist()[:5]}; the network has {num_classes} "
-                    f"classes, 0..{num_classes - 1}.",
+                    f"'{mask}' names class {unknown.tolist()[:5]}; the network gives "
+                    f"0..{num_labels - 1}.",
                     hint=f"Pixels to leave out are {IGNORE_LABEL}.",
                 )
             yield EvalItem(image.stem, frame, labels)
@@ -109,15 +109,18 @@ def _read_frame(path: Path, color: ColorOrder) -> Array:
 
 
 def _read_labels(path: Path) -> Array:
-    import cv2
+    # Pillow, as OpenCV gives a palette's colours instead of its indices, which VOC's labels are
+    from PIL import Image, UnidentifiedImageError
 
-    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if labels is None:
-        raise SourceOpenError(f"'{path}' cannot be read as an image.")
-    if labels.ndim != 2 or labels.dtype not in (np.uint8, np.uint16):
+    try:
+        with Image.open(path) as image:
+            mode, labels = image.mode, np.asarray(image)
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise SourceOpenError(f"'{path}' cannot be read as an image: {error}.") from error
+    if mode not in _LABEL_MODES:
         raise DTypeError(
-            f"labels '{path}' are {labels.dtype} {list(labels.shape)}; "
+            f"labels '{path}' are an image of mode {mode!r}; "
             "expected one channel of class ids, 8 or 16 bits.",
-            hint="A PNG with a palette must be saved as its indices, not its colours.",
+            hint="Save the class ids themselves, not their colours.",
         )
-    return np.asarray(labels)
+    return labels

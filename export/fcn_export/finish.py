@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["check_uint8_use", "finish_graph", "fixed_dims"]
 
 _DIM_NAMES = ("N", "H", "W")
-# between the scores and the labels of a binary or a confidence head
-_SCORE_READERS = {"ArgMax", "Greater", "Softmax", "Sigmoid", "Abs"}
-_SELECTORS = {"Squeeze", "Gather", "Slice", "Reshape", "Identity"}
+_LABEL_PASSES = {"Cast", "Identity", "Squeeze", "Gather", "Slice"}
 # "half_pixel" and PyTorch's own differ only where the output has a side of one pixel
 _BILINEAR_MODES = {b"half_pixel", b"pytorch_half_pixel"}
 
@@ -124,18 +122,13 @@ def _name_scores(graph: onnx.GraphProto, spec: GraphSpec) -> None:
 
 
 def _head_input(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -> str | None:
-    """Walk back from the labels through Cast, ArgMax or Greater, and selection of one class."""
+    """Walk back from the labels, through Cast and the choice of one class, to ArgMax or Greater."""
     node = producers.get(graph.output[0].name)
-    while node is not None and node.op_type in {"Cast", "Identity"}:
+    while node is not None and node.op_type in _LABEL_PASSES:
         node = producers.get(node.input[0])
-    if node is None or node.op_type not in _SCORE_READERS:
+    if node is None or node.op_type not in ("ArgMax", "Greater"):
         return None
-    name = node.input[0]
-    while node.op_type != "ArgMax" and name in producers:
-        if producers[name].op_type not in _SELECTORS:
-            break
-        name = producers[name].input[0]
-    return name if name in producers else None
+    return node.input[0] if node.input[0] in producers else None
 
 
 def _is_bilinear(resize: onnx.NodeProto) -> bool:

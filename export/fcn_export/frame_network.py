@@ -16,6 +16,9 @@ class FrameNetwork(nn.Module):
     """What is traced: uint8 [N, H, W, 3] to the outputs that `spec` names.
 
     `network` is used as it is, not copied.
+
+    Attributes:
+        for_torchscript: avoid a squeeze, of which the TorchScript exporter makes an If.
     """
 
     scale: torch.Tensor
@@ -26,6 +29,7 @@ class FrameNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.spec = spec
+        self.for_torchscript = False
         factor, offset = spec.affine()
         self.register_buffer("scale", torch.tensor(factor).view(1, -1, 1, 1))
         self.register_buffer("shift", torch.tensor(offset).view(1, -1, 1, 1))
@@ -54,7 +58,9 @@ class FrameNetwork(nn.Module):
 
     def _labels(self, scores: torch.Tensor) -> torch.Tensor:
         if self.spec.num_classes == 1:
-            return (scores[:, 0] > 0).to(torch.uint8)  # the same as sigmoid above 0.5
+            above = scores > 0  # the same as sigmoid above 0.5
+            above = above[:, 0] if self.for_torchscript else above.squeeze(1)
+            return above.to(torch.uint8)  # [N, H, W]
         dtype = torch.uint8 if self.spec.num_classes <= 256 else torch.int32
         return torch.argmax(scores, dim=1).to(dtype)  # [N, H, W]
 

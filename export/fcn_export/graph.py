@@ -79,7 +79,8 @@ def trace(
     Raises:
         UnsupportedModelError: no exporter takes the model; the first one's error is chained.
     """
-    module = FrameNetwork(network, spec).eval()
+    module = FrameNetwork(network, spec)
+    module.eval()
     height, width = size or example_size(spec)
     image = torch.zeros(_TRACED_BATCH, height, width, 3, dtype=torch.uint8)
     image[:, ::2, ::3] = 200
@@ -109,7 +110,7 @@ def trace(
     ) from failures[0]
 
 
-def _export_dynamo(module: nn.Module, image: torch.Tensor, spec: GraphSpec) -> onnx.ModelProto:
+def _export_dynamo(module: FrameNetwork, image: torch.Tensor, spec: GraphSpec) -> onnx.ModelProto:
     step = spec.multiple_of
     if step == 1:
         height, width = torch.export.Dim("H"), torch.export.Dim("W")
@@ -120,7 +121,7 @@ def _export_dynamo(module: nn.Module, image: torch.Tensor, spec: GraphSpec) -> o
 
 
 def _export_dynamo_strict(
-    module: nn.Module, image: torch.Tensor, spec: GraphSpec
+    module: FrameNetwork, image: torch.Tensor, spec: GraphSpec
 ) -> onnx.ModelProto:
     free = torch.export.Dim.AUTO
     program = torch.export.export(
@@ -148,10 +149,13 @@ def _to_onnx(
     return model
 
 
-def _export_torchscript(module: nn.Module, image: torch.Tensor, spec: GraphSpec) -> onnx.ModelProto:
+def _export_torchscript(
+    module: FrameNetwork, image: torch.Tensor, spec: GraphSpec
+) -> onnx.ModelProto:
     import onnx
 
     axes = {0: "N", 1: "H", 2: "W"}
+    module.for_torchscript = True
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "traced.onnx"
         torch.onnx.export(
@@ -167,7 +171,7 @@ def _export_torchscript(module: nn.Module, image: torch.Tensor, spec: GraphSpec)
         return onnx.load_model(path)
 
 
-_EXPORTERS: dict[str, Callable[[nn.Module, torch.Tensor, GraphSpec], onnx.ModelProto]] = {
+_EXPORTERS: dict[str, Callable[[FrameNetwork, torch.Tensor, GraphSpec], onnx.ModelProto]] = {
     "dynamo": _export_dynamo,
     "dynamo-strict": _export_dynamo_strict,
     "torchscript": _export_torchscript,

@@ -78,6 +78,11 @@ class GraphSpec:
         return TensorInfo(INPUT_NAME, "uint8", (None, None, None, 3), "NHWC", self.input_color)
 
     @property
+    def num_labels(self) -> int:
+        """Different labels that there are: a network with one class tells two apart."""
+        return max(2, self.num_classes)
+
+    @property
     def channel_order(self) -> tuple[int, ...]:
         """For each channel of the network, the input's channel it comes from; all for gray."""
         if self.preprocess.color in ("gray", self.input_color):

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fcn_deploy.errors import UnsupportedModelError
+from fcn_deploy.errors import ExecutionError, UnsupportedModelError
+from fcn_deploy.profile import ShapeRange
 
-__all__ = ["STEPS", "SizeRule", "find_size_rule"]
+__all__ = ["STEPS", "SizeRule", "find_size_rule", "fit_shapes"]
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +17,15 @@ STEPS = (1, 2, 4, 8, 16, 32, 64)
 """Steps in px that are tried, the finest first."""
 
 # what PyTorch and users' own checks raise for a size that does not fit
-_REFUSALS = (RuntimeError, ValueError, IndexError, AssertionError, ZeroDivisionError, TypeError)
+_REFUSALS = (
+    RuntimeError,
+    ValueError,
+    IndexError,
+    AssertionError,
+    ZeroDivisionError,
+    TypeError,
+    ExecutionError,
+)
 
 RunSize = Callable[[int, int], tuple[int, int]]
 """Run the network once at (height, width) in px; gives its scores' height and width."""
@@ -66,6 +75,26 @@ def find_size_rule(
         hint="A network with a fixed input size cannot be exported: make it fully convolutional "
         "(no Flatten and Linear after the last convolution).",
     ) from refusal
+
+
+def fit_shapes(shapes: ShapeRange, rule: SizeRule) -> ShapeRange:
+    """Widen a range, in steps of a network's multiple, so that the network takes its ends."""
+    step = rule.multiple_of
+
+    def up(*lengths: int) -> int:
+        return -(-max(lengths) // step) * step
+
+    low = tuple(
+        up(asked, least) for asked, least in zip(shapes.min[1:], rule.min_size, strict=True)
+    )
+    opt = tuple(up(asked, least) for asked, least in zip(shapes.opt[1:], low, strict=True))
+    high = tuple(up(asked, usual) for asked, usual in zip(shapes.max[1:], opt, strict=True))
+    return ShapeRange(
+        (shapes.min[0], low[0], low[1]),
+        (shapes.opt[0], opt[0], opt[1]),
+        (shapes.max[0], high[0], high[1]),
+        step,
+    )
 
 
 def _trial_sizes(step: int) -> list[tuple[int, int]]:

@@ -109,8 +109,9 @@ def unseen_shapes(
                 _fit(height + shift * step, low[1], min(high[1], _LARGEST_SIDE_PX), step),
                 _fit(width + shift * step, low[2], min(high[2], _LARGEST_SIDE_PX), step),
             )
-            if size != traced and (batch, *size) not in chosen:
-                chosen[(batch, *size)] = None
+            shape = (min(batch, high[0]), *size)
+            if size != traced and shape not in chosen:
+                chosen[shape] = None
                 break
     if verify_max:
         chosen[(1, high[1], high[2])] = None

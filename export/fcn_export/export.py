@@ -1,0 +1,237 @@
+"""Model in, artifact out: load, probe, trace, verify, measure, write; each step in its order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fcn_deploy.artifact import ArtifactWriter
+from fcn_deploy.errors import ManifestError, ParityError
+from fcn_deploy.manifest import ClassInfo, Manifest, Variant
+from fcn_deploy.profile import ShapeRange
+from fcn_deploy.tensors import Precision
+from fcn_export.class_names import default_classes, read_classes
+from fcn_export.eval_set import EvalItem, EvalSet
+from fcn_export.frames import natural_frame
+from fcn_export.graph_spec import GraphSpec
+from fcn_export.libraries import library_versions, require_libraries
+from fcn_export.measure import Measured, measure, runners
+from fcn_export.report import ExportReport, OnStep, Steps
+from fcn_export.request import ExportRequest
+from fcn_export.staging import GRAPH_NAME, Staged, stage_module
+from fcn_export.verify import ParityRow, unseen_shapes, verify
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["REPORT_NAME", "ExportReport", "ExportRequest", "default_output", "export_model"]
+
+REPORT_NAME = "report.json"
+
+_SYNTHETIC_FRAMES = 2
+_SYNTHETIC_SIDE_PX = 768  # at most: measured three times over, and they are not real images
+_SEED = 40
+
+
+def default_output(model: Path) -> Path:
+    """Give where an artifact goes unless told: ``<stem>.fcn`` beside the model."""
+    return model.with_name(f"{model.stem}.fcn")
+
+
+def export_model(
+    model: str | os.PathLike[str] | nn.Module,
+    output: str | os.PathLike[str],
+    *,
+    request: ExportRequest | None = None,
+    on_step: OnStep | None = None,
+) -> ExportReport:
+    """Export a segmentation network, verify the result, and write an artifact.
+
+    A module that is handed over comes back as it was: tensors, modes, hooks, random state.
+
+    Args:
+        model: a module, or a file: state dict, safetensors, TorchScript, .pt2 or ONNX.
+        output: folder of the artifact; it appears when everything has passed, or not at all.
+        request: all options; None means the defaults.
+        on_step: told what is being done, see `StepEvent`.
+
+    Raises:
+        OutputExistsError, ArtifactBusyError: before any work is done.
+        ArtifactMissingError, UntrustedArtifactError: the model's file.
+        NonFiniteWeightsError: a weight is NaN or infinite.
+        UnsupportedModelError: no exporter takes the model, or it is bound to one size.
+        ParityError: the graph does not compute what the model computes.
+        ManifestError: the class names do not fit the network.
+        BackendUnavailableError: a library is missing.
+    """
+    require_libraries()
+    request = request or ExportRequest()
+    named = None if request.classes_file is None else read_classes(request.classes_file)
+    labelled = None if request.eval_folders is None else EvalSet.find(*request.eval_folders)
+    steps = Steps(on_step)
+    with ArtifactWriter(output, force=request.force) as writer, ExitStack() as stack:
+        staged = _stage(model, writer.folder, request, steps, stack)
+        classes = _fit_classes(named, staged.spec)
+        parity = _verify(staged, request, steps)
+        own, measured = _measure(staged, labelled, steps)
+        report = _report(writer.path, staged, classes, parity, own, measured, labelled, request)
+        with steps.step("write"):
+            report = replace(report, timings_seconds=dict(steps.seconds))
+            writer.add(REPORT_NAME, report.to_bytes())
+            writer.commit(_manifest(report, staged))
+            steps.tell(str(writer.path))
+    return replace(report, timings_seconds=dict(steps.seconds))
+
+
+def _stage(
+    model: str | os.PathLike[str] | nn.Module,
+    folder: Path,
+    request: ExportRequest,
+    steps: Steps,
+    stack: ExitStack,
+) -> Staged:
+    if isinstance(model, str | os.PathLike) and Path(model).suffix.lower() == ".onnx":
+        from fcn_export.foreign_onnx import stage_onnx
+
+        return stage_onnx(Path(model), folder, request, steps, stack)
+    return stage_module(model, folder, request, steps, stack)
+
+
+def _fit_classes(named: tuple[ClassInfo, ...] | None, spec: GraphSpec) -> tuple[ClassInfo, ...]:
+    if named is None:
+        return default_classes(spec.num_labels)
+    if len(named) != spec.num_labels:
+        raise ManifestError(
+            f"{len(named)} classes are named, but the network tells {spec.num_labels} apart.",
+            hint="Name each class once, in the order of the network's outputs"
+            + (", background first." if spec.num_classes == 1 else "."),
+        )
+    return named
+
+
+def _verify(staged: Staged, request: ExportRequest, steps: Steps) -> tuple[ParityRow, ...]:
+    shapes = unseen_shapes(staged.shapes, traced=staged.traced, verify_max=request.verify_max)
+    with steps.step("verify"):
+        try:
+            rows = verify(
+                staged.file,
+                staged.reference,
+                staged.spec,
+                shapes,
+                on_shape=lambda shape: steps.tell("x".join(str(side) for side in shape)),
+            )
+        except ParityError as error:
+            reason = staged.explain()
+            if reason is None:
+                raise
+            raise ParityError(
+                f"{error.message} Likely cause: {reason}.", hint=error.hint
+            ) from error
+        worst = max(row.max_score_error for row in rows)
+        real = max(row.disagreement.real_share for row in rows)
+        steps.tell(
+            f"{len(rows)} unseen shapes, score error {worst:.1e}, labels that differ {real:.3%}"
+        )
+    return rows
+
+
+def _measure(
+    staged: Staged, labelled: EvalSet | None, steps: Steps
+) -> tuple[Measured, tuple[Measured, ...]]:
+    spec = staged.spec
+    if labelled is None:
+        items = _synthetic_items(staged.shapes)
+        count = _SYNTHETIC_FRAMES
+    else:
+        items = labelled.items(color=spec.input_color, num_labels=spec.num_labels)
+        count = len(labelled)
+    candidates = runners()
+    with steps.step("measure"):
+        done = iter(range(1, count + 1))
+        own, measured = measure(
+            staged.file,
+            staged.reference,
+            spec,
+            staged.shapes,
+            items,
+            candidates=candidates,
+            has_labels=labelled is not None,
+            on_item=lambda item: steps.tell(f"image {next(done)} of {count}"),
+        )
+        names = ", ".join(str(candidate) for candidate in candidates)
+        steps.tell(f"{names} on {count} {'images' if labelled else 'synthetic frames'}")
+    return own, measured
+
+
+def _synthetic_items(shapes: ShapeRange) -> Iterator[EvalItem]:
+    height, width = (
+        max(min(usual, _SYNTHETIC_SIDE_PX), low)
+        for usual, low in zip(shapes.opt[1:], shapes.min[1:], strict=True)
+    )
+    for seed in range(_SEED, _SEED + _SYNTHETIC_FRAMES):
+        frame = natural_frame(height, width, seed)
+        yield EvalItem(f"synthetic {seed}", frame, np.zeros((height, width), np.uint8))
+
+
+def _report(
+    path: Path,
+    staged: Staged,
+    classes: tuple[ClassInfo, ...],
+    parity: tuple[ParityRow, ...],
+    own: Measured,
+    measured: tuple[Measured, ...],
+    labelled: EvalSet | None,
+    request: ExportRequest,
+) -> ExportReport:
+    notes = list(staged.notes)
+    if request.engine == "auto":
+        notes.append("No engine was built: this version builds none, and CPU backends need none.")
+    if staged.file.weights is not None:
+        notes.append(f"The weights are in '{staged.file.weights.name}', beside the graph.")
+    if labelled is None:
+        images = f"{_SYNTHETIC_FRAMES} synthetic frames"
+    else:
+        images = f"{len(labelled)} labelled images"
+    return ExportReport(
+        path=path,
+        source=staged.source,
+        num_classes=staged.spec.num_classes,
+        classes=classes,
+        shapes=staged.shapes,
+        head=staged.spec.head,
+        exporter=staged.exporter,
+        opset=staged.opset,
+        notes=tuple(notes),
+        size_bytes=staged.file.size_bytes,
+        reference=staged.reference.name,
+        parity=parity,
+        model=own,
+        measured=measured,
+        images=images,
+    )
+
+
+def _manifest(report: ExportReport, staged: Staged) -> Manifest:
+    fidelity = tuple(entry.fidelity(report.model) for entry in report.measured)
+    return Manifest(
+        inputs=(staged.spec.input,),
+        outputs=staged.spec.outputs,
+        shapes=report.shapes,
+        preprocess=staged.spec.preprocess,
+        classes=report.classes,
+        variants=(Variant(GRAPH_NAME, Precision.FP32, fidelity=fidelity),),
+        source=report.source,
+        provenance={
+            **library_versions(),
+            "exporter": report.exporter,
+            "opset": str(report.opset),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )

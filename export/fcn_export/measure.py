@@ -1,0 +1,161 @@
+"""How near each backend and precision comes to the model: agreement, near ties, mean IoU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fcn_deploy.backends import backend_names, get_backend
+from fcn_deploy.backends.base import ExecutionContext
+from fcn_deploy.manifest import Fidelity
+from fcn_deploy.preprocess import pad_frame
+from fcn_deploy.profile import ShapeRange
+from fcn_deploy.tensors import Array, Precision
+from fcn_export.eval_set import EvalItem
+from fcn_export.fidelity import (
+    Disagreement,
+    confusion_matrix,
+    mean_iou,
+    split_disagreement,
+    top_two_margin,
+)
+from fcn_export.graph_spec import INPUT_NAME, SCORES, GraphSpec
+from fcn_export.onnx_file import OnnxFile
+from fcn_export.reference import Reference, labels_of
+
+__all__ = ["Measured", "Runner", "measure", "runners"]
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A backend and a precision that run the graph here."""
+
+    backend: str
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+
+@dataclass(slots=True)
+class Measured:
+    """What was counted for one runner, or for the model itself, over all images.
+
+    Attributes:
+        runner: None for the model itself.
+        max_score_error: largest absolute difference from the model's scores.
+        confusion: int64 [C, C] against ground truth; None where there is none.
+    """
+
+    runner: Runner | None
+    max_score_error: float = 0.0
+    disagreement: Disagreement = field(default_factory=lambda: Disagreement(0, 0, 0))
+    confusion: Array | None = None
+
+    @property
+    def miou(self) -> float | None:
+        """Mean IoU, 0..1; None without ground truth."""
+        if self.confusion is None or not self.confusion.any():
+            return None
+        return mean_iou(self.confusion)[0]
+
+    def count(self, prediction: Array, truth: Array, num_labels: int) -> None:
+        """Add one image with ground truth; both [H, W]."""
+        counts = confusion_matrix(prediction, truth, num_labels)
+        self.confusion = counts if self.confusion is None else self.confusion + counts
+
+    def fidelity(self, model: Measured) -> Fidelity:
+        """Give the figures for the manifest, held against the model's own."""
+        if self.runner is None:
+            raise ValueError("the model itself has no fidelity to itself")
+        drop = None
+        if self.miou is not None and model.miou is not None:
+            drop = 100.0 * (model.miou - self.miou)
+        return Fidelity(
+            backend=self.runner.backend,
+            precision=self.runner.precision,
+            label_agreement=self.disagreement.label_agreement,
+            near_tie_share=self.disagreement.near_tie_share,
+            miou=self.miou,
+            miou_drop=drop,
+        )
+
+
+def runners() -> tuple[Runner, ...]:
+    """Find what runs the fp32 graph on this machine: fp32 and, where the CPU has it, bf16."""
+    return tuple(
+        Runner(name, precision)
+        for name in backend_names()
+        if get_backend(name).available()
+        for precision in get_backend(name).precisions()
+        if precision in (Precision.FP32, Precision.BF16)
+    )
+
+
+def measure(
+    model: OnnxFile,
+    reference: Reference,
+    spec: GraphSpec,
+    shapes: ShapeRange,
+    items: Iterable[EvalItem],
+    *,
+    candidates: Sequence[Runner],
+    has_labels: bool,
+    on_item: Callable[[EvalItem], None] = lambda item: None,
+) -> tuple[Measured, tuple[Measured, ...]]:
+    """Run the model and every candidate over the images.
+
+    Images are padded to the network's multiple and results cropped, as the runtime does it.
+
+    Args:
+        items: images; `labels` is ground truth where `has_labels`.
+        on_item: called before each image.
+
+    Returns:
+        The model's own count, and one for each candidate, in the order given.
+    """
+    own = Measured(None)
+    counted = tuple(Measured(candidate) for candidate in candidates)
+    names = [output.name for output in spec.outputs]
+    inner = () if SCORES in names else (SCORES,)
+    with ExitStack() as stack:
+        contexts = [
+            stack.enter_context(
+                model.opened(candidate.backend, precision=candidate.precision, outputs=inner)
+            )
+            for candidate in candidates
+        ]
+        for item in items:
+            on_item(item)
+            height, width = item.frame.shape[:2]
+            size = shapes.padded_size(max(height, shapes.min[1]), max(width, shapes.min[2]))
+            images = pad_frame(item.frame, size)[None]
+            expected = reference.scores(images)[:, :, :height, :width]
+            labels, margin = labels_of(expected), top_two_margin(expected)
+            if has_labels:
+                own.count(labels[0], item.labels, spec.num_labels)
+            for measured, context in zip(counted, contexts, strict=True):
+                found, error = _run(context, images, expected)
+                measured.max_score_error = max(measured.max_score_error, error)
+                measured.disagreement += split_disagreement(
+                    found, labels, margin, score_error=error
+                )
+                if has_labels:
+                    measured.count(found[0], item.labels, spec.num_labels)
+    return own, counted
+
+
+def _run(context: ExecutionContext, images: Array, expected: Array) -> tuple[Array, float]:
+    """Give a candidate's labels [1, H, W], cropped, and its largest score error."""
+    height, width = expected.shape[2:]
+    found = context.execute({INPUT_NAME: images})
+    scores = found[SCORES][:, :, :height, :width]
+    error = max(
+        float(np.abs(scores[:, index] - expected[:, index]).max())
+        for index in range(expected.shape[1])  # one class at a time: no second full-size tensor
+    )
+    labels = found["labels"][:, :height, :width] if "labels" in found else labels_of(scores)
+    return labels, error

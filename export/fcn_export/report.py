@@ -1,0 +1,190 @@
+"""What an export did, in figures: for the terminal, for scripts, and for the artifact."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fcn_deploy.manifest import ClassInfo, Source
+from fcn_deploy.profile import ShapeRange
+from fcn_deploy.tensors import Array
+from fcn_export.fidelity import mean_iou, pixel_accuracy
+from fcn_export.measure import Measured
+from fcn_export.verify import ParityRow
+
+__all__ = ["ExportReport", "OnStep", "StepEvent", "Steps"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """Something to tell somebody who waits.
+
+    Attributes:
+        step: such as ``"verify"``.
+        state: ``"running"`` may come several times, with another detail.
+        seconds: since the step began.
+    """
+
+    step: str
+    state: Literal["running", "done"]
+    detail: str
+    seconds: float
+
+
+OnStep = Callable[[StepEvent], None]
+
+
+class Steps:
+    """Times the steps of an export and tells a listener."""
+
+    def __init__(self, on_step: OnStep | None = None) -> None:
+        self._on_step = on_step or (lambda event: None)
+        self._began = 0.0
+        self._step = ""
+        self._detail = ""
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a step; its last detail is what it ends with."""
+        self._step, self._detail, self._began = name, "", time.monotonic()
+        self.tell("")
+        yield
+        passed = time.monotonic() - self._began
+        self.seconds[name] = round(passed, 3)
+        self._on_step(StepEvent(name, "done", self._detail, passed))
+
+    def tell(self, detail: str) -> None:
+        """Say what the current step is doing, or has done."""
+        self._detail = detail
+        passed = time.monotonic() - self._began
+        self._on_step(StepEvent(self._step, "running", detail, passed))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """What was made, and how near it is to the model.
+
+    Attributes:
+        path: of the artifact.
+        exporter: of torch, that took the model; ``"onnx"`` where the model was an ONNX file.
+        notes: what a user should know, one sentence each.
+        size_bytes: of the graph, with its weights.
+        parity: one row for each shape that was verified.
+        model: what the model itself reached; holds a confusion only with `--eval`.
+        measured: one entry for each backend and precision.
+        images: how many were measured, and of which kind.
+        timings_seconds: by step.
+        peak_rss_bytes: of the process, so far.
+    """
+
+    path: Path
+    source: Source
+    num_classes: int
+    classes: tuple[ClassInfo, ...]
+    shapes: ShapeRange
+    head: str
+    exporter: str
+    opset: int
+    notes: tuple[str, ...]
+    size_bytes: int
+    reference: str
+    parity: tuple[ParityRow, ...]
+    model: Measured
+    measured: tuple[Measured, ...]
+    images: str
+    timings_seconds: dict[str, float] = field(default_factory=dict)
+    peak_rss_bytes: int = field(default_factory=lambda: _peak_rss_bytes())
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values for a JSON document; figures that do not exist are None."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "artifact": str(self.path),
+            "source": {**asdict(self.source), "arch_args": dict(self.source.arch_args)},
+            "num_classes": self.num_classes,
+            "shapes": asdict(self.shapes),
+            "head": self.head,
+            "exporter": self.exporter,
+            "opset": self.opset,
+            "notes": list(self.notes),
+            "size_bytes": self.size_bytes,
+            "parity": {"reference": self.reference, "rows": [_row(row) for row in self.parity]},
+            "model": {"name": self.reference, **self._figures(self.model)},
+            "variants": [self._variant(entry) for entry in self.measured],
+            "images": self.images,
+            "timings_seconds": dict(self.timings_seconds),
+            "peak_rss_bytes": self.peak_rss_bytes,
+        }
+
+    def to_bytes(self) -> bytes:
+        """Give the content of the artifact's `report.json`."""
+        return (
+            json.dumps(self.to_json(), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        ).encode()
+
+    def _variant(self, entry: Measured) -> dict[str, Any]:
+        fidelity = entry.fidelity(self.model)
+        return {
+            "backend": fidelity.backend,
+            "precision": str(fidelity.precision),
+            "label_agreement": fidelity.label_agreement,
+            "near_tie_share": fidelity.near_tie_share,
+            "max_score_error": entry.max_score_error,
+            "miou_drop": _number(fidelity.miou_drop),
+            **self._figures(entry),
+        }
+
+    def _figures(self, entry: Measured) -> dict[str, Any]:
+        """Mean IoU, pixel accuracy and IoU a class; empty without ground truth."""
+        if entry.confusion is None:
+            return {"miou": None}
+        miou, per_class = mean_iou(entry.confusion)
+        return {
+            "miou": _number(miou),
+            "pixel_accuracy": _number(pixel_accuracy(entry.confusion)),
+            "per_class": self._per_class(per_class, entry.confusion),
+        }
+
+    def _per_class(self, iou: Array, confusion: Array) -> list[dict[str, Any]]:
+        truth, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+        return [
+            {
+                "name": entry.name,
+                "iou": _number(float(iou[index])),
+                "pixels": int(truth[index]),
+                "predicted_pixels": int(predicted[index]),
+            }
+            for index, entry in enumerate(self.classes[: len(iou)])
+        ]
+
+
+def _row(row: ParityRow) -> dict[str, Any]:
+    return {
+        "batch": row.batch,
+        "height": row.height,
+        "width": row.width,
+        "max_score_error": row.max_score_error,
+        "max_score": row.max_score,
+        "label_agreement": row.disagreement.label_agreement,
+        "near_tie_share": row.disagreement.near_tie_share,
+        "real_share": row.disagreement.real_share,
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no NaN."""
+    return None if value is None or math.isnan(value) else value
+
+
+def _peak_rss_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
