@@ -1,0 +1,144 @@
+"""`--assert`: a condition on the rows of a report, such as ``p95_ms<=12``.
+
+``METRIC OPERATOR NUMBER``, or with a scope before it: ``compute.p95_ms<=12``. Without one, the
+scope is ``frame``. Latencies, `speedup` and fidelity are looked up in latency rows,
+`throughput_fps` in throughput rows; of the scenario that ran, where only one did. PyTorch's own
+rows do not count. The condition must hold for *every* row left: narrow the rows with --backend,
+--precision and --size.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fcn_bench.report import Row
+from fcn_deploy.errors import BenchmarkError
+
+__all__ = ["Assertion", "AssertionResult", "check_assertions", "parse_assertion"]
+
+_LATENCY: Final = ("p50", "p90", "p95", "p99", "mean", "std", "min", "max")
+_METRICS: Final[dict[str, Callable[[Row], float | None]]] = {
+    **{f"{name}_ms": (lambda row, n=name: getattr(row.latency_ms, n)) for name in _LATENCY},  # type: ignore[misc]  # mypy cannot type a lambda with a default
+    "throughput_fps": lambda row: row.throughput_fps,
+    "speedup": lambda row: None if row.speedup is None else row.speedup.ratio.value,
+    "speedup_best": lambda row: None if row.speedup_best is None else row.speedup_best.ratio.value,
+    "label_agreement": lambda row: row.fidelity.label_agreement,
+    "near_tie_share": lambda row: row.fidelity.near_tie_share,
+    "miou": lambda row: row.fidelity.miou,
+    "miou_drop": lambda row: row.fidelity.miou_drop,
+    "miou_vs_baseline": lambda row: row.fidelity.miou_vs_baseline,
+    "peak_rss_bytes": lambda row: row.peak_rss_bytes,
+}
+_OPERATORS: Final[dict[str, Callable[[float, float], bool]]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_NEEDS: Final = {
+    "speedup": "a PyTorch baseline",
+    "speedup_best": "a PyTorch baseline",
+    "label_agreement": "a PyTorch baseline",
+    "near_tie_share": "a PyTorch baseline and a target that gives its scores",
+    "miou_vs_baseline": "a PyTorch baseline",
+    "miou": "--eval",
+    "miou_drop": "--eval and a PyTorch baseline",
+}
+_FORM = re.compile(
+    r"\s*(?:(?P<scope>compute|frame)\.)?(?P<metric>[a-z][a-z0-9_]*)\s*"
+    r"(?P<operator><=|>=|==|<|>)\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Assertion:
+    """A condition on rows; its `text` is as the user wrote it."""
+
+    text: str
+    scope: str
+    metric: str
+    operator: str
+    number: float
+
+
+@dataclass(frozen=True, slots=True)
+class AssertionResult:
+    """Whether a condition held, and the rows that broke it, with their values."""
+
+    assertion: Assertion
+    checked: int
+    failures: tuple[tuple[Row, float | None], ...]
+
+    @property
+    def held(self) -> bool:
+        return not self.failures
+
+    def __str__(self) -> str:
+        if self.held:
+            return f"assert {self.assertion.text}: holds for {self.checked} row(s)"
+        found = "; ".join(
+            f"{row.key} has {'no value' if value is None else format(value, '.6g')}"
+            for row, value in self.failures
+        )
+        return f"assert {self.assertion.text}: FAILED: {found}"
+
+
+def parse_assertion(text: str) -> Assertion:
+    """Read a condition.
+
+    Raises:
+        BenchmarkError: it is of another form, or names an unknown metric.
+    """
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise BenchmarkError(
+            f"cannot read the assertion {text!r}; expected METRIC, one of "
+            f"{' '.join(_OPERATORS)}, and a number, such as p95_ms<=12."
+        )
+    if match["metric"] not in _METRICS:
+        raise BenchmarkError(
+            f"the assertion {text!r} names no known metric; known are {', '.join(_METRICS)}."
+        )
+    return Assertion(
+        text.strip(),
+        match["scope"] or "frame",
+        match["metric"],
+        match["operator"],
+        float(match["number"]),
+    )
+
+
+def check_assertions(
+    assertions: Sequence[Assertion], rows: Sequence[Row]
+) -> tuple[AssertionResult, ...]:
+    """Compare every row that a condition is about.
+
+    Raises:
+        BenchmarkError: a condition is about no row, or about something not measured at all.
+    """
+    return tuple(_check(assertion, rows) for assertion in assertions)
+
+
+def _check(assertion: Assertion, rows: Sequence[Row]) -> AssertionResult:
+    ours = [row for row in rows if row.key.backend != "torch" and row.key.scope == assertion.scope]
+    scenario = "throughput" if assertion.metric == "throughput_fps" else "latency"
+    ours = [row for row in ours if row.key.scenario == scenario] or ours
+    values = [(row, _METRICS[assertion.metric](row)) for row in ours]
+    if all(value is None for _, value in values):
+        needs = _NEEDS.get(assertion.metric)
+        raise BenchmarkError(
+            f"the assertion {assertion.text!r} is about nothing that was measured.",
+            hint=None if needs is None else f"It needs {needs}.",
+        )
+    compare = _OPERATORS[assertion.operator]
+    failures = tuple(
+        (row, value)
+        for row, value in values
+        if value is None or not compare(value, assertion.number)
+    )
+    return AssertionResult(assertion, len(values), failures)

@@ -1,0 +1,236 @@
+"""fcn-bench: time an artifact or a graph on this machine, against PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fcn_deploy.cli.run import (
+    EXIT_CHECK_FAILED,
+    EXIT_OK,
+    Parser,
+    add_common_options,
+    parse_size,
+    run_command,
+    write_json,
+    write_text,
+)
+from fcn_deploy.errors import BenchmarkError
+from fcn_deploy.tensors import NETWORK_COLORS, Precision
+
+if TYPE_CHECKING:
+    from fcn_bench.options import BenchmarkOptions
+    from fcn_bench.report import BenchmarkReport
+    from fcn_deploy.manifest import Preprocess
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = Parser(prog="fcn-bench", description=__doc__)
+    _add_arguments(parser)
+    return run_command(_run, parser, argv)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        help="artifact folder, a file in one, or a bare .onnx or .xml",
+    )
+    add = parser.add_argument_group("PyTorch baseline").add_argument
+    add("--baseline", metavar="MODEL", help="checkpoint (default: the one the manifest names)")
+    add("--arch", metavar="NAME", help="its architecture, or package.module:factory")
+    add("--arch-arg", metavar="KEY=VALUE", action="append", default=[], help="for the factory")
+    add("--output-key", metavar="NAME", help="which output holds the scores")
+    add("--trust-code", action="store_true", help="allow models that carry or name code")
+    add("--compile", action="store_true", help="add a torch.compile row")
+    add = parser.add_argument_group("what to run").add_argument
+    add("--backend", metavar="NAME", help="openvino or onnxruntime (default: all that can)")
+    add("--precision", metavar="LIST", type=_precisions, default=(), help="such as fp32,bf16")
+    add("--size", metavar="HxW[,HxW...]", type=_sizes, default=(), help="frame sizes")
+    add("--batch", metavar="LIST", type=_batches, default=(1,), help="frames a call (default: 1)")
+    add("--input", metavar="PATH", help="images folder, image or video (default: synthetic)")
+    add("--mean", metavar="M,M,M", type=_numbers, help="a bare graph's, of values in 0..1")
+    add("--std", metavar="S,S,S", type=_numbers, help="a bare graph's, of values in 0..1")
+    add("--color", choices=NETWORK_COLORS, help="what a bare graph's network expects")
+    add("--eval", nargs=2, metavar=("IMAGES", "LABELS"), help="labelled folders, for the mIoU")
+    add(
+        "--scenario",
+        metavar="LIST",
+        type=_names,
+        default=("latency", "throughput"),
+        help="latency,throughput (default: both)",
+    )
+    add = parser.add_argument_group("how long (default: until steady)").add_argument
+    add("--rounds", metavar="N", type=_count, help="turns of each row")
+    add("--min-duration", metavar="S", type=float, default=5.0, help="seconds a row (default: 5)")
+    add("--warmup", metavar="N", type=int, help="calls before the first round")
+    add = parser.add_argument_group("reports ('-': stdout) and gates").add_argument
+    add("--json", metavar="FILE", help="all figures")
+    add("--csv", metavar="FILE", help="one line a row")
+    add("--markdown", metavar="FILE", help="tables")
+    add("--compare", metavar="OLD.json", type=Path, help="fail where a row became slower")
+    add("--max-regression", metavar="PCT", type=float, help="slower by this is allowed (10)")
+    add(
+        "--assert",
+        metavar="EXPR",
+        action="append",
+        default=[],
+        dest="assertions",
+        help="such as p95_ms<=12, speedup>=3, compute.p50_ms<8; must hold for every row",
+    )
+    add_common_options(parser)
+
+
+def _run(args: argparse.Namespace) -> int:
+    # whatever can be refused is refused before minutes are spent on measuring
+    from fcn_bench.assertions import check_assertions, parse_assertion
+    from fcn_bench.compare import compare, load_report
+    from fcn_bench.run import BenchmarkInterrupted, benchmark
+
+    _check_outputs(args)
+    assertions = [parse_assertion(text) for text in args.assertions]
+    old = None if args.compare is None else load_report(args.compare)
+    options = _options(args)
+    say = _progress(args)
+    try:
+        report = benchmark(args.target, options, on_step=say)
+    except BenchmarkInterrupted as interrupted:
+        say("")
+        _write(interrupted.report, args)
+        raise
+    say("")
+    _write(report, args)
+    lines, held = [], True
+    if old is not None:
+        comparison = compare(report, old, max_regression_percent=args.max_regression)
+        lines += comparison.lines()
+        held = comparison.held
+    for result in check_assertions(assertions, report.rows):
+        lines.append(str(result))
+        held = held and result.held
+    stream = sys.stderr if _stdout_taken(args) else sys.stdout
+    stream.writelines(f"{line}\n" for line in lines)
+    return EXIT_OK if held else EXIT_CHECK_FAILED
+
+
+def _options(args: argparse.Namespace) -> BenchmarkOptions:
+    from fcn_bench.options import BenchmarkOptions
+    from fcn_bench.rounds import Plan
+    from fcn_export.factory import parse_arch_args
+
+    try:
+        return BenchmarkOptions(
+            baseline=args.baseline,
+            arch=args.arch,
+            arch_args=parse_arch_args(args.arch_arg) or None,
+            output_key=args.output_key,
+            trust_code=args.trust_code,
+            compile=args.compile,
+            backend=args.backend,
+            precisions=args.precision,
+            sizes=args.size,
+            batches=args.batch,
+            input=args.input,
+            preprocess=_preprocess(args),
+            labelled=None if args.eval is None else (args.eval[0], args.eval[1]),
+            scenarios=args.scenario,
+            plan=Plan(args.rounds, args.min_duration, args.warmup),
+        )
+    except ValueError as error:
+        raise BenchmarkError(f"{error}.") from error
+
+
+def _preprocess(args: argparse.Namespace) -> Preprocess | None:
+    from fcn_deploy.manifest import Preprocess
+    from fcn_export.graph_spec import default_preprocess
+
+    if args.mean is None and args.std is None and args.color is None:
+        return None
+    usual = default_preprocess(args.color or "rgb")
+    return Preprocess(args.mean or usual.mean, args.std or usual.std, usual.color)
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse two reports on one stdout, and folders that are not there."""
+    files = [name for name in (args.json, args.csv, args.markdown) if name is not None]
+    if files.count("-") > 1:
+        raise BenchmarkError("only one of --json, --csv and --markdown can go to stdout.")
+    for name in files:
+        if name != "-" and not Path(name).parent.is_dir():
+            raise BenchmarkError(f"there is no folder '{Path(name).parent}' for '{name}'.")
+
+
+def _write(report: BenchmarkReport, args: argparse.Namespace) -> None:
+    from fcn_bench.tables import csv_text, markdown_text, terminal_table
+
+    if not _stdout_taken(args) and not args.quiet:
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else 160).print(terminal_table(report))
+    if args.json is not None:
+        write_json(args.json, report.to_json())
+    for name, text in ((args.csv, csv_text), (args.markdown, markdown_text)):
+        if name == "-":
+            sys.stdout.write(text(report))
+        elif name is not None:
+            write_text(Path(name), text(report))
+
+
+def _stdout_taken(args: argparse.Namespace) -> bool:
+    return "-" in (args.json, args.csv, args.markdown)
+
+
+def _progress(args: argparse.Namespace) -> Callable[[str], None]:
+    """Give a line that is rewritten between slices; nothing moves while something is timed."""
+    if args.quiet or not sys.stderr.isatty():
+        return lambda message: None
+
+    def say(message: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{message}")
+        sys.stderr.flush()
+
+    return say
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _precisions(text: str) -> tuple[Precision, ...]:
+    try:
+        return tuple(Precision(name) for name in _names(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a comma list of {', '.join(Precision)}"
+        ) from None
+
+
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    return tuple(parse_size(part) for part in _names(text))
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in _names(text))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in _names(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a comma list of numbers") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""When a measured row may be believed: each reason against it, with the limit it broke."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fcn_bench.stats import relative_spread, trend
+
+__all__ = ["Evidence", "Limits", "Verdict", "judge"]
+
+
+class Verdict(StrEnum):
+    """Whether a row may be believed."""
+
+    VALID = "VALID"
+    SUSPECT = "SUSPECT"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Beyond these a row is SUSPECT.
+
+    Attributes:
+        min_samples: fewest measured calls.
+        max_drift: largest significant change from first to last sample, as a share of the median.
+        max_spread: largest (p90 - p10) / p50.
+        max_foreign_cpu: largest share of the CPUs that other processes took while the row ran.
+        min_fp32_agreement: smallest share of pixels with PyTorch's label, for fp32 rows.
+    """
+
+    min_samples: int = 20
+    max_drift: float = 0.05
+    max_spread: float = 0.25
+    max_foreign_cpu: float = 0.10
+    min_fp32_agreement: float = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of one row.
+
+    Attributes:
+        durations_ms: measured calls, in the order in which they ran.
+        warm: whether the warm-up ended steady; None where the caller fixed its length.
+        foreign_cpu: share of the CPUs that other processes took meanwhile; None if unknown.
+        output_faults: what is wrong with the labels, such as a constant output.
+        fp32_agreement: share of pixels with PyTorch's label, where this row computes in fp32.
+    """
+
+    durations_ms: Sequence[float]
+    warm: bool | None = None
+    foreign_cpu: float | None = None
+    output_faults: tuple[str, ...] = ()
+    fp32_agreement: float | None = None
+
+
+def judge(evidence: Evidence, *, limits: Limits | None = None) -> tuple[Verdict, tuple[str, ...]]:
+    """Give the verdict on one row and every reason against it."""
+    limits = limits or Limits()
+    reasons = [*evidence.output_faults]
+    count = len(evidence.durations_ms)
+    if count < limits.min_samples:
+        reasons.append(f"{count} samples; {limits.min_samples} are the least")
+    if count >= 3:
+        reasons += _series_reasons(evidence.durations_ms, limits)
+    if evidence.warm is False:
+        reasons.append("the warm-up ended before the durations were steady")
+    if evidence.foreign_cpu is not None and evidence.foreign_cpu > limits.max_foreign_cpu:
+        reasons.append(
+            f"other processes took {evidence.foreign_cpu:.0%} of the CPUs meanwhile; "
+            f"the limit is {limits.max_foreign_cpu:.0%}"
+        )
+    if evidence.fp32_agreement is not None and evidence.fp32_agreement < limits.min_fp32_agreement:
+        reasons.append(
+            f"only {evidence.fp32_agreement:.2%} of the pixels have PyTorch's label; "
+            f"fp32 must have {limits.min_fp32_agreement:.0%}"
+        )
+    return (Verdict.SUSPECT if reasons else Verdict.VALID), tuple(reasons)
+
+
+def _series_reasons(durations_ms: Sequence[float], limits: Limits) -> list[str]:
+    reasons = []
+    drift = trend(durations_ms)
+    if drift.significant and abs(drift.drift) > limits.max_drift:
+        direction = "slower" if drift.drift > 0 else "faster"
+        reasons.append(
+            f"{abs(drift.drift):.0%} {direction} at the end than at the start; "
+            f"the limit is {limits.max_drift:.0%}"
+        )
+    spread = relative_spread(durations_ms)
+    if spread > limits.max_spread:
+        reasons.append(
+            f"spread (p90 - p10) / p50 is {spread:.0%}; the limit is {limits.max_spread:.0%}"
+        )
+    return reasons

@@ -1,0 +1,127 @@
+"""What a worker is told to load: an artifact on a backend, or the PyTorch baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from fcn_bench.network import Network
+from fcn_deploy.errors import ArtifactError
+from fcn_deploy.manifest import Preprocess
+from fcn_deploy.segmenter import Segmenter
+from fcn_deploy.tensors import Array, NetworkColor
+
+__all__ = ["SegmenterNetwork", "open_network"]
+
+
+class SegmenterNetwork:
+    """A Segmenter behind the protocol `fcn_bench.network.Network`.
+
+    `compute` is `Segmenter.execute`: of an artifact the whole graph, from uint8 frame to labels;
+    of a bare graph what that graph holds.
+    """
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self._segmenter = segmenter
+
+    @property
+    def num_classes(self) -> int | None:
+        return len(self._segmenter.classes) or None
+
+    def prepare(self, frames_bgr: Sequence[Array]) -> Any:
+        return self._segmenter.prepare(frames_bgr)
+
+    def compute(self, prepared: Any) -> Any:
+        return self._segmenter.execute(prepared)
+
+    def finish(self, computed: Any, frames_bgr: Sequence[Array]) -> list[Array]:
+        return [result.labels for result in self._segmenter.finish(computed, frames_bgr)]
+
+    def labels_and_scores(self, frame_bgr: Array) -> tuple[Array, Array | None]:
+        # the labels come from the network that is timed, not from the one that gives scores too
+        return self._segmenter(frame_bgr).labels, self._scores(frame_bgr)
+
+    def close(self) -> None:
+        self._segmenter.close()
+
+    def _scores(self, frame_bgr: Array) -> Array | None:
+        import cv2
+
+        try:
+            found = self._segmenter(frame_bgr, scores=True).scores
+        except ArtifactError:  # the graph ends in labels and its scores cannot be told
+            return None
+        if found is None:
+            return None
+        height, width = frame_bgr.shape[:2]
+        shapes = self._segmenter.shapes
+        size = (height, width) if shapes is None else shapes.padded_size(height, width)
+        planes = [
+            plane
+            if plane.shape == size
+            # half-pixel centres, as torch's interpolate(align_corners=False) when it enlarges
+            else cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR)
+            for plane in np.ascontiguousarray(found, np.float32)
+        ]
+        return np.stack(planes)[:, :height, :width]
+
+
+def open_network(network: dict[str, Any], *, streams: int) -> Network:
+    """Load what a description names.
+
+    Args:
+        network: of kind ``"segmenter"``: path, backend, precision, threads, and for a bare graph
+            mean, std and color; of kind ``"torch"``: path, arch, arch_args, output_key,
+            trust_code, mode, threads, multiple_of and preprocess.
+
+    Raises:
+        FcnDeployError: as `Segmenter.open` or `fcn_export.load_model` say.
+    """
+    if network["kind"] == "torch":
+        return _open_torch(network)
+    return SegmenterNetwork(
+        Segmenter.open(
+            network["path"],
+            backend=network["backend"],
+            precision=network["precision"],
+            num_threads=network["threads"],
+            num_streams=streams,
+            mean=network["mean"],
+            std=network["std"],
+            color=network["color"],
+        )
+    )
+
+
+def _open_torch(network: dict[str, Any]) -> Network:
+    from fcn_bench.torch_network import TorchNetwork
+    from fcn_export.graph_spec import GraphSpec
+    from fcn_export.loading import load_model, parse_arch_args, probe
+
+    preprocess = Preprocess(
+        tuple(network["preprocess"]["mean"]),
+        tuple(network["preprocess"]["std"]),
+        cast(NetworkColor, network["preprocess"]["color"]),
+    )
+    multiple_of = network["multiple_of"]
+    model = load_model(
+        network["path"],
+        arch=network["arch"],
+        # as literals: JSON knows no tuples
+        arch_args=parse_arch_args([f"{k}={v}" for k, v in network["arch_args"].items()]),
+        output_key=network["output_key"],
+        trust_code=network["trust_code"],
+    )
+    classes = model.num_classes
+    if classes is None:
+        side = -(-128 // multiple_of) * multiple_of
+        classes = probe(
+            model.module,
+            channels=len(preprocess.mean),
+            size=(side, side),
+            output_key=model.output_key,
+        )[1]
+    spec = GraphSpec(preprocess, classes, output_key=model.output_key, multiple_of=multiple_of)
+    return TorchNetwork(model.module, spec, mode=network["mode"], threads=network["threads"])

@@ -1,0 +1,55 @@
+"""What a caller may ask of a benchmark."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fcn_bench.rounds import Plan
+from fcn_bench.scenarios import SCENARIOS
+from fcn_deploy.manifest import Preprocess
+from fcn_deploy.tensors import Precision
+
+__all__ = ["BenchmarkOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkOptions:
+    """What to run and for how long.
+
+    Attributes:
+        baseline: PyTorch model; None takes the one that the manifest names.
+        arch, arch_args, output_key, trust_code: how to load it, as `fcn_export.load_model`.
+        compile: add PyTorch's torch.compile to the rows.
+        backend: only this one; None takes every one that can run here.
+        precisions: only these; empty takes all.
+        sizes: (height, width) each, in px; empty takes the manifest's optimum, or 512x512.
+        batches: frames in a call.
+        input: images folder, image or video; None makes synthetic frames.
+        preprocess: of a bare graph's network; None takes ImageNet's, rgb.
+        labelled: folders of images and of labels, for the mean IoU.
+    """
+
+    baseline: str | os.PathLike[str] | None = None
+    arch: str | None = None
+    arch_args: Mapping[str, Any] | None = None
+    output_key: str | None = None
+    trust_code: bool = False
+    compile: bool = False
+    backend: str | None = None
+    precisions: Sequence[Precision] = ()
+    sizes: Sequence[tuple[int, int]] = ()
+    batches: Sequence[int] = (1,)
+    input: str | os.PathLike[str] | None = None
+    preprocess: Preprocess | None = None
+    labelled: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None
+    scenarios: Sequence[str] = SCENARIOS
+    plan: Plan = field(default_factory=Plan)
+
+    def __post_init__(self) -> None:
+        if not self.batches or any(batch < 1 for batch in self.batches):
+            raise ValueError(f"batches are {list(self.batches)}; each must be 1 or more")
+        if any(side < 1 for size in self.sizes for side in size):
+            raise ValueError(f"sizes are {list(self.sizes)}; each side must be 1 or more")

@@ -1,0 +1,174 @@
+"""Rows take turns: in every round each of them runs for a slice of time, in another order.
+
+What drifts while a benchmark runs (clock frequency, temperature, other programs) then falls on all
+rows alike, and the rounds are the units that the interval of a speed-up is drawn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from fcn_bench.stats import relative_spread, trend
+from fcn_bench.timing import Slice, WarmUp
+
+__all__ = [
+    "CpuShare",
+    "Interrupted",
+    "Plan",
+    "Runner",
+    "Series",
+    "Track",
+    "Work",
+    "interleave",
+    "turn_order",
+]
+
+Work = Literal["frame", "compute"]
+"""What is repeated: a whole frame, which times the network within it, or the network alone."""
+
+_ROUNDS = 10
+_MORE_ROUNDS = 5
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C between or in slices; `series` holds the rounds that were completed."""
+
+    def __init__(self, series: list[Series]) -> None:
+        super().__init__()
+        self.series = series
+
+
+class Runner(Protocol):
+    """Something loaded and ready to be timed."""
+
+    def warm_up(self, work: Work, *, calls: int | None) -> WarmUp: ...
+
+    def measure(self, work: Work, *, seconds: float, min_calls: int) -> Slice: ...
+
+
+class CpuShare(Protocol):
+    """Tells which share of the CPUs other processes took since it was last asked."""
+
+    def __call__(self) -> float | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long to measure.
+
+    Attributes:
+        rounds: None makes 10, and up to 5 more while a row drifts or spreads.
+        min_duration_seconds: measured time of each row over 10 rounds, or over `rounds`.
+        warmup_calls: None warms up until steady.
+        min_calls: fewest calls of a row in a round.
+    """
+
+    rounds: int | None = None
+    min_duration_seconds: float = 5.0
+    warmup_calls: int | None = None
+    min_calls: int = 2
+
+    def __post_init__(self) -> None:
+        if self.rounds is not None and self.rounds < 1:
+            raise ValueError(f"rounds is {self.rounds}; it must be 1 or more")
+        if not self.min_duration_seconds >= 0:
+            raise ValueError(f"min_duration is {self.min_duration_seconds}; it must be 0 or more")
+        if self.warmup_calls is not None and self.warmup_calls < 0:
+            raise ValueError(f"warmup is {self.warmup_calls}; it must be 0 or more")
+
+    @property
+    def slice_seconds(self) -> float:
+        return self.min_duration_seconds / (self.rounds or _ROUNDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """One runner doing one kind of work, named for progress messages."""
+
+    name: str
+    runner: Runner
+    work: Work
+
+
+@dataclass(slots=True)
+class Series:
+    """What a track gave: one slice a round.
+
+    Attributes:
+        foreign_cpu: share of the CPUs that other processes took, in each round.
+    """
+
+    warm: WarmUp
+    slices: list[Slice] = field(default_factory=list)
+    foreign_cpu: list[float] = field(default_factory=list)
+
+    def durations_ms(self, work: Work) -> list[list[float]]:
+        """Give the durations of the frame, or of the network's part of it, by round."""
+        return [
+            [t.frame_ms if work == "frame" else t.compute_ms for t in part.timings]
+            for part in self.slices
+        ]
+
+    @property
+    def steady(self) -> bool:
+        durations = [value for part in self.durations_ms("frame") for value in part]
+        drift = trend(durations)
+        return relative_spread(durations) <= 0.25 and not (
+            drift.significant and abs(drift.drift) > 0.05
+        )
+
+
+def turn_order(count: int, round_index: int) -> list[int]:
+    """Give the order of a round: rotated by one each time, and backwards in every other round."""
+    start = round_index % count
+    order = [*range(start, count), *range(start)]
+    return order[::-1] if round_index % 2 else order
+
+
+def interleave(
+    tracks: Sequence[Track],
+    plan: Plan,
+    *,
+    foreign_cpu: CpuShare,
+    on_step: Callable[[str], None] = lambda message: None,
+) -> list[Series]:
+    """Warm every track up, then let them take turns.
+
+    Args:
+        on_step: told what is about to happen; never called inside a slice.
+
+    Returns:
+        One series for each track, in their order.
+
+    Raises:
+        Interrupted: Ctrl-C; it holds the rounds that every track completed.
+    """
+    every: list[Series] = []
+    done = 0
+    try:
+        for track in tracks:
+            on_step(f"warming up {track.name}")
+            every.append(Series(track.runner.warm_up(track.work, calls=plan.warmup_calls)))
+        least = plan.rounds or _ROUNDS
+        most = plan.rounds or _ROUNDS + _MORE_ROUNDS
+        while done < least or (done < most and not all(series.steady for series in every)):
+            on_step(f"round {done + 1} of {least if done < least else most}")
+            for index in turn_order(len(tracks), done):
+                _take_turn(tracks[index], every[index], plan, foreign_cpu)
+            done += 1
+    except KeyboardInterrupt:
+        for series in every:
+            del series.slices[done:]
+        raise Interrupted(every if done else []) from None
+    return every
+
+
+def _take_turn(track: Track, series: Series, plan: Plan, foreign_cpu: CpuShare) -> None:
+    foreign_cpu()
+    part = track.runner.measure(track.work, seconds=plan.slice_seconds, min_calls=plan.min_calls)
+    share = foreign_cpu()
+    series.slices.append(part)
+    if share is not None:
+        series.foreign_cpu.append(share)

@@ -1,0 +1,141 @@
+"""From samples and checks to judged rows with their speed-ups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fcn_bench.agreement import Agreement
+from fcn_bench.judge import Evidence, judge
+from fcn_bench.report import Row, RowFidelity, RowKey, Speedup
+from fcn_bench.scenarios import Measured
+from fcn_bench.stats import ratio_of_medians, summarise
+from fcn_deploy.errors import BenchmarkError
+from fcn_deploy.tensors import Array
+
+__all__ = ["GroundTruth", "Outcome", "make_rows"]
+
+_MANY_WEAK_MARGINS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class GroundTruth:
+    """Mean IoU against labelled images, 0..1."""
+
+    miou: float
+
+    @classmethod
+    def of(cls, confusion: Array) -> GroundTruth:
+        from fcn_export.fidelity import mean_iou
+
+        return cls(mean_iou(confusion)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was found of one process beside its durations.
+
+    Attributes:
+        eager_truth: of PyTorch eager, which mean IoUs are held against.
+    """
+
+    peak_rss_bytes: int | None = None
+    agreement: Agreement = field(default_factory=Agreement)
+    truth: GroundTruth | None = None
+    eager_truth: GroundTruth | None = None
+
+
+def make_rows(measured: Sequence[tuple[Measured, Outcome]]) -> list[Row]:
+    """Judge every row and compare it with PyTorch's rows of its scenario and scope.
+
+    Raises:
+        BenchmarkError: a duration is zero, negative or no number.
+    """
+    samples = [row for row, _ in measured]
+    return [_make_row(row, outcome, samples) for row, outcome in measured]
+
+
+def _make_row(row: Measured, outcome: Outcome, samples: Sequence[Measured]) -> Row:
+    durations = [value for part in row.durations_ms for value in part]
+    try:
+        latency = summarise(durations)
+    except ValueError as error:
+        raise BenchmarkError(f"{row.key} cannot be summarised: {error}.") from error
+    agreement = outcome.agreement
+    foreign = row.series.foreign_cpu
+    verdict, reasons = judge(
+        Evidence(
+            durations_ms=durations,
+            warm=row.series.warm.steady,
+            foreign_cpu=sum(foreign) / len(foreign) if foreign else None,
+            output_faults=agreement.faults,
+            fp32_agreement=agreement.label_agreement if row.key.precision == "fp32" else None,
+        )
+    )
+    eager, best = _baselines(row, samples)
+    speedup = None if eager is None else _speedup(row, eager)
+    notes = [*reasons, *_notes(row, agreement)]
+    if speedup is not None and not speedup.ratio.distinguishable:
+        notes.append("cannot tell apart from PyTorch eager: the interval holds 1")
+    return Row(
+        key=row.key,
+        latency_ms=latency,
+        throughput_fps=row.throughput_fps,
+        speedup=speedup,
+        speedup_best=None if best is None else _speedup(row, best),
+        fidelity=_fidelity(outcome),
+        peak_rss_bytes=outcome.peak_rss_bytes,
+        verdict=verdict,
+        notes=tuple(notes),
+    )
+
+
+def _baselines(row: Measured, samples: Sequence[Measured]) -> tuple[Measured | None, ...]:
+    """Give PyTorch eager and the fastest PyTorch row of the same kind, where they are others."""
+    peers = [other for other in samples if _same_kind(other.key, row.key)]
+    eager = next((other for other in peers if other.key.mode == "eager"), None)
+    best = min(peers, key=_median_cost, default=None)
+    if row.key.backend == "torch":
+        return (None if eager is None or eager.key == row.key else eager), None
+    return eager, best
+
+
+def _same_kind(torch: RowKey, key: RowKey) -> bool:
+    if torch.backend != "torch":
+        return False
+    same = ("scenario", "scope", "batch", "height", "width")
+    return all(getattr(torch, name) == getattr(key, name) for name in same)
+
+
+def _median_cost(row: Measured) -> float:
+    import numpy as np
+
+    return float(np.median([value for part in row.cost_ms for value in part]))
+
+
+def _speedup(row: Measured, against: Measured) -> Speedup:
+    return Speedup(ratio_of_medians(against.cost_ms, row.cost_ms), against.key.mode)
+
+
+def _fidelity(outcome: Outcome) -> RowFidelity:
+    agreement, truth, eager = outcome.agreement, outcome.truth, outcome.eager_truth
+    return RowFidelity(
+        label_agreement=agreement.label_agreement,
+        near_tie_share=agreement.near_tie_share,
+        miou=None if truth is None else truth.miou,
+        miou_drop=None if truth is None or eager is None else 100 * (eager.miou - truth.miou),
+        miou_vs_baseline=agreement.miou_vs_baseline,
+    )
+
+
+def _notes(row: Measured, agreement: Agreement) -> list[str]:
+    notes = []
+    weak = agreement.weak_margin_share
+    if row.key.precision != "fp32" and weak is not None and weak > _MANY_WEAK_MARGINS:
+        notes.append(
+            f"PyTorch itself is nearly undecided at {weak:.0%} of the pixels, as with untrained "
+            "weights: label agreement says little of this precision"
+        )
+    if row.series.warm.steady is None:
+        notes.append(f"warm-up of {row.series.warm.calls} calls, as given")
+    return notes

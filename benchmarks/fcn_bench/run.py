@@ -1,0 +1,68 @@
+"""The benchmark itself: every size and batch asked for, and one report of them all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from fcn_bench.options import BenchmarkOptions
+from fcn_bench.report import BenchmarkReport, Row
+from fcn_bench.session import Session
+from fcn_bench.targets import read_target
+
+__all__ = ["BenchmarkInterrupted", "BenchmarkOptions", "benchmark"]
+
+
+class BenchmarkInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a benchmark; `report` holds what was measured and says it is incomplete."""
+
+    def __init__(self, report: BenchmarkReport) -> None:
+        super().__init__()
+        self.report = report
+
+
+def benchmark(
+    target: str | os.PathLike[str],
+    options: BenchmarkOptions | None = None,
+    *,
+    on_step: Callable[[str], None] = lambda message: None,
+) -> BenchmarkReport:
+    """Time a target against PyTorch.
+
+    Every row runs in a process of its own; all of them take turns in rounds. Speed-ups are ratios
+    of medians with a 95 % bootstrap interval. Labels are compared with PyTorch's in every run.
+
+    Args:
+        target: artifact folder, a file in one, or a bare ``.onnx`` or ``.xml``.
+        on_step: told what happens next; never called while something is timed.
+
+    Raises:
+        BenchmarkError: something cannot be measured as asked.
+        ArtifactError: the target is damaged or cannot be run.
+        BackendUnavailableError: a backend or precision that was asked for is not available.
+        BenchmarkInterrupted: Ctrl-C.
+    """
+    options = options or BenchmarkOptions()
+    session = Session.of(read_target(target), options, on_step)
+    rows: list[Row] = []
+    complete = True
+    for height, width in session.sizes:
+        for batch in options.batches:
+            found, finished = session.measure(height, width, batch)
+            rows += found
+            if not finished:
+                complete = False
+                break
+        if not complete:
+            break
+    report = BenchmarkReport(
+        environment=session.environment,
+        target=session.target.to_json(),
+        baseline=None if session.baseline is None else session.baseline.to_json(),
+        rows=tuple(rows),
+        notes=session.notes,
+        complete=complete,
+    )
+    if not complete:
+        raise BenchmarkInterrupted(report)
+    return report

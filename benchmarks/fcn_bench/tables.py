@@ -1,0 +1,173 @@
+"""A report for reading: table on the terminal, Markdown, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fcn_bench.judge import Verdict
+from fcn_bench.report import BenchmarkReport, Row, Speedup
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["csv_text", "markdown_text", "terminal_table"]
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_COLUMNS = (
+    ("backend", "left"),
+    ("precision", "left"),
+    ("mode", "left"),
+    ("p50 ms", "right"),
+    ("p95 ms", "right"),
+    ("fps", "right"),
+    ("speed-up vs eager", "right"),
+    ("vs best torch", "right"),
+    ("labels = torch", "right"),
+    ("mIoU", "right"),
+    ("MB", "right"),
+    ("n", "right"),
+    ("verdict", "left"),
+)
+
+
+def terminal_table(report: BenchmarkReport) -> RenderableType:
+    """Give one table for each scenario, scope, batch and size, with what must be known below."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for title, rows in _groups(report.rows):
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for name, justify in _COLUMNS:
+            table.add_column(name, justify="right" if justify == "right" else "left")
+        for row in rows:
+            style = "yellow" if row.verdict is Verdict.SUSPECT else None
+            table.add_row(*_cells(row), style=style)
+        parts.append(table)
+    parts += [Text(line) for line in _remarks(report)]
+    return Group(*parts)
+
+
+def markdown_text(report: BenchmarkReport) -> str:
+    """Give the same tables as Markdown, with the surroundings of the run."""
+    lines = [f"# Benchmark of {report.target.get('name', '')}", "", *_surroundings(report), ""]
+    for title, rows in _groups(report.rows):
+        lines += [f"## {title}", ""]
+        lines.append("| " + " | ".join(name for name, _ in _COLUMNS) + " |")
+        lines.append("|" + "|".join("--:" if j == "right" else "---" for _, j in _COLUMNS) + "|")
+        lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+        lines.append("")
+    remarks = _remarks(report)
+    if remarks:
+        lines += ["## Notes", "", *(f"- {remark}" for remark in remarks), ""]
+    return "\n".join(lines)
+
+
+def csv_text(report: BenchmarkReport) -> str:
+    """Give one line a row with the JSON's values; nested keys are joined by a dot."""
+    flat = [_flatten(row.to_json()) for row in report.rows]
+    names = list(dict.fromkeys(name for entry in flat for name in entry))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return stream.getvalue()
+
+
+def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        key = row.key
+        scope = "frame in, labels out" if key.scope == "frame" else "the network alone"
+        title = f"{key.scenario}, {key.scope} ({scope}), {key.height}x{key.width}"
+        if key.batch > 1:
+            title += f", batch {key.batch}"
+        groups.setdefault(title, []).append(row)
+    return list(groups.items())
+
+
+def _cells(row: Row) -> list[str]:
+    latency, fidelity = row.latency_ms, row.fidelity
+    return [
+        row.key.backend,
+        row.key.precision,
+        row.key.mode,
+        f"{latency.p50:.2f}",
+        f"{latency.p95:.2f}",
+        f"{row.throughput_fps:.1f}",
+        _speedup_cell(row.speedup),
+        "" if row.speedup_best is None else f"{row.speedup_best.ratio.value:.2f}x",
+        "" if fidelity.label_agreement is None else f"{fidelity.label_agreement:.3%}",
+        _miou_cell(fidelity.miou, fidelity.miou_drop),
+        "" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 1e6:.0f}",
+        str(latency.n),
+        str(row.verdict),
+    ]
+
+
+def _speedup_cell(speedup: Speedup | None) -> str:
+    if speedup is None:
+        return ""
+    ratio = speedup.ratio
+    cell = f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return cell if ratio.distinguishable else f"{cell} cannot tell apart"
+
+
+def _miou_cell(miou: float | None, drop: float | None) -> str:
+    if miou is None:
+        return ""
+    return f"{miou:.4f}" if drop is None else f"{miou:.4f} ({-drop:+.2f} pt)"
+
+
+def _remarks(report: BenchmarkReport) -> list[str]:
+    """Give the notes of the run, and those of rows; notes that differ in numbers alone, once."""
+    owners: dict[str, list[tuple[Row, str]]] = {}
+    for row in report.rows:
+        for note in row.notes:
+            owners.setdefault(_NUMBER.sub("#", note), []).append((row, note))
+    remarks = list(report.notes)
+    for found in owners.values():
+        row, note = found[0]
+        if len(found) == 1:
+            remarks.append(f"{row.key}: {note}")
+        elif len({note for _, note in found}) == 1:
+            remarks.append(f"{len(found)} rows: {note}")
+        else:
+            remarks.append(f"{len(found)} rows, such as {row.key}: {note}")
+    return remarks
+
+
+def _surroundings(report: BenchmarkReport) -> list[str]:
+    environment = report.environment
+    libraries: Mapping[str, str] = environment.get("libraries", {})
+    named = ", ".join(
+        f"{name} {libraries[name]}"
+        for name in ("torch", "openvino", "onnxruntime")
+        if name in libraries
+    )
+    features = ", ".join(environment.get("cpu_features", ()))
+    threads: Mapping[str, Any] = environment.get("threads", {})
+    return [
+        f"- CPU: {environment.get('cpu')}, {environment.get('cores')} cores ({features})",
+        f"- libraries: {named}",
+        f"- threads a row: {threads.get('per_row')}; "
+        f"streams of throughput rows: {threads.get('throughput_streams')}",
+        f"- baseline: {'none' if report.baseline is None else report.baseline.get('name')}",
+    ]
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, entry in value.items():
+        if isinstance(entry, dict):
+            flat.update(_flatten(entry, f"{prefix}{name}."))
+        elif isinstance(entry, list):
+            flat[prefix + name] = "; ".join(str(part) for part in entry)
+        else:
+            flat[prefix + name] = entry
+    return flat

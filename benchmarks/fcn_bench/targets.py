@@ -1,0 +1,169 @@
+"""What is benchmarked: an artifact, a file in one, or a graph of anyone's making."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fcn_deploy.artifact import Artifact
+from fcn_deploy.backends import backend_names, get_backend
+from fcn_deploy.errors import BackendUnavailableError, BenchmarkError
+from fcn_deploy.loading import locate_model
+from fcn_deploy.manifest import Manifest, Preprocess
+from fcn_deploy.plain_files import sha256_of
+from fcn_deploy.tensors import Precision
+
+__all__ = ["Candidate", "Target", "find_candidates", "read_target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something that backends can run.
+
+    Attributes:
+        path: as `Segmenter.open` takes it.
+        kind: ``"artifact"``, ``"onnx"`` or ``"xml"``.
+        precisions: that its files can be run in, where a backend can.
+        sha256: tells one network from another: of the PyTorch model an artifact was made from,
+            or else of the file.
+        manifest: of the artifact; None for a bare graph.
+    """
+
+    path: Path
+    kind: str
+    precisions: tuple[Precision, ...]
+    sha256: str
+    manifest: Manifest | None
+    suffix: str
+
+    def to_json(self) -> dict[str, Any]:
+        files: Mapping[str, str] = (
+            {entry.name: entry.sha256 for entry in self.manifest.files} if self.manifest else {}
+        )
+        return {
+            "name": self.path.name,
+            "path": str(self.path),
+            "kind": self.kind,
+            "sha256": self.sha256,
+            "files": dict(files),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run the target."""
+
+    backend: str
+    precision: Precision
+
+
+def read_target(path: str | os.PathLike[str]) -> Target:
+    """Find out what a path is.
+
+    Raises:
+        ArtifactError: it is missing, damaged, or nothing that can be run.
+        BackendUnavailableError: it is an engine plan, which needs an NVIDIA GPU.
+    """
+    place = Path(path)
+    if place.suffix == ".plan":
+        raise BackendUnavailableError(
+            f"'{place}' is an engine plan; no backend of this release runs plans.",
+            hint="Benchmark the artifact, or the .onnx file that the plan was built from.",
+        )
+    if place.is_dir():
+        artifact = Artifact.open(place)
+        manifest = artifact.manifest
+        held = [variant.precision for variant in manifest.variants if variant.backend is None]
+        return Target(place, "artifact", _runnable(held), _identity(manifest), manifest, ".onnx")
+    file = locate_model(place)
+    if file.manifest is not None:
+        held = [Precision.FP32 if file.precision is None else file.precision]
+        return Target(
+            place, "artifact", _runnable(held), _identity(file.manifest), file.manifest, ".onnx"
+        )
+    with place.open("rb") as stream:
+        digest = sha256_of(stream)
+    kind = place.suffix.removeprefix(".")
+    return Target(place, kind, _runnable([Precision.FP32]), digest, None, place.suffix)
+
+
+def find_candidates(
+    target: Target, *, backend: str | None = None, precisions: Sequence[Precision] = ()
+) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
+    """Give every backend and precision that can run the target here, and notes on those left out.
+
+    Args:
+        backend: only this one; None takes every one installed.
+        precisions: only these; empty takes all.
+
+    Raises:
+        BackendUnavailableError: a backend or precision that was asked for cannot run it here.
+        BenchmarkError: nothing can.
+    """
+    notes: list[str] = []
+    found: list[Candidate] = []
+    for name in backend_names() if backend is None else (backend,):
+        library = get_backend(name)
+        if target.suffix not in library.suffixes:
+            if backend is not None:
+                raise BackendUnavailableError(
+                    f"{name} does not read '{target.suffix}' files; "
+                    f"it reads {', '.join(library.suffixes)}."
+                )
+            continue
+        if backend is None and not library.available():
+            notes.append(f"{name} is not installed, so it has no rows.")
+            continue
+        able = library.precisions()  # raises with the command that installs it
+        found += [
+            Candidate(name, precision)
+            for precision in target.precisions
+            if precision in able and (not precisions or precision in precisions)
+        ]
+    missing = [p for p in precisions if p not in {candidate.precision for candidate in found}]
+    if missing:
+        raise BackendUnavailableError(
+            f"nothing here runs '{target.path}' in {', '.join(missing)}.",
+            hint="fcn-doctor says what each backend can do here; fcn-export --precision makes "
+            "further variants.",
+        )
+    if not found:
+        raise BenchmarkError(
+            f"nothing here can run '{target.path}'.", hint="pip install 'fcn-deploy[cpu]'"
+        )
+    return tuple(found), tuple(notes)
+
+
+def preprocess_of(target: Target, given: Preprocess | None) -> Preprocess:
+    """Give what the network expects: the manifest's word, the caller's, or ImageNet's.
+
+    Raises:
+        BenchmarkError: both the manifest and the caller say something.
+    """
+    from fcn_export.graph_spec import default_preprocess
+
+    if target.manifest is None:
+        return given or default_preprocess()
+    if given is not None:
+        raise BenchmarkError(
+            f"'{target.path}' says itself what its network expects.",
+            hint="Leave --mean, --std and --color out; they are for bare graphs.",
+        )
+    return target.manifest.preprocess
+
+
+def _runnable(held: Sequence[Precision]) -> tuple[Precision, ...]:
+    """Add bf16, which is computed from fp32's graph."""
+    order = list(Precision)
+    precisions = {*held, *([Precision.BF16] if Precision.FP32 in held else [])}
+    return tuple(sorted(precisions, key=order.index))
+
+
+def _identity(manifest: Manifest) -> str:
+    if manifest.source.sha256 is not None:
+        return manifest.source.sha256
+    names = {variant.file for variant in manifest.variants}
+    return next(entry.sha256 for entry in manifest.files if entry.name in names)

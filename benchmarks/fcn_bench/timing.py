@@ -1,0 +1,220 @@
+"""How one thing is timed: warm-up until steady, then slices of calls, on a clock that can be faked.
+
+Every row runs in a worker process of its own (`fcn_bench.worker`), and the rows take turns
+(`fcn_bench.rounds`): while one runs, the others block on a pipe. Each inference library keeps a
+pool of threads that spin for a while after a call, so that PyTorch (OpenMP), OpenVINO (TBB) and
+ONNX Runtime in one process take the cores from each other even when they are called in turns.
+A process each also makes the peak memory of a row measurable.
+
+A slice begins, for calls below 100 ms, with one call that is not counted: it finds the caches
+filled with another row's network.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+__all__ = [
+    "Call",
+    "Clock",
+    "Slice",
+    "Timing",
+    "WarmUp",
+    "collector_off",
+    "measure_saturated",
+    "measure_slice",
+    "warm_up",
+]
+
+Clock = Callable[[], int]
+"""Monotonic time in nanoseconds."""
+
+_WINDOW_SECONDS = 0.05
+_STEADY_WINDOWS = 3
+_STEADY_WITHIN = 0.10
+_SETTLE_BELOW_MS = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One call's durations, in milliseconds: the whole frame, and the network's part of it."""
+
+    frame_ms: float
+    compute_ms: float
+
+
+Call = Callable[[], Timing]
+"""Do the work once and say how long its parts took."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """How a warm-up ended.
+
+    Attributes:
+        calls: how many were made.
+        steady: whether the last windows agreed; None where the number of calls was given.
+    """
+
+    calls: int
+    steady: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Calls of one row in one round.
+
+    Attributes:
+        timings: counted calls, in order of completion.
+        calls_per_second: completed calls a second, of all threads together.
+    """
+
+    timings: tuple[Timing, ...]
+    calls_per_second: float
+
+
+def warm_up(
+    call: Call,
+    *,
+    calls: int | None = None,
+    max_seconds: float = 20.0,
+    clock: Clock = time.perf_counter_ns,
+) -> WarmUp:
+    """Call until three windows of 50 ms or more have medians within 10 % of each other.
+
+    Args:
+        calls: make just so many calls and judge nothing.
+        max_seconds: give up then; three windows are made in any case.
+    """
+    if calls is not None:
+        for _ in range(calls):
+            call()
+        return WarmUp(calls=calls, steady=None)
+    call()  # the first one allocates; it belongs to no window
+    made = 1
+    medians: list[float] = []
+    end = clock() + int(max_seconds * 1e9)
+    while True:
+        window: list[float] = []
+        window_end = clock() + int(_WINDOW_SECONDS * 1e9)
+        while not window or clock() < window_end:
+            window.append(call().frame_ms)
+        made += len(window)
+        medians = [*medians, statistics.median(window)][-_STEADY_WINDOWS:]
+        if len(medians) == _STEADY_WINDOWS:
+            if max(medians) - min(medians) <= _STEADY_WITHIN * statistics.median(medians):
+                return WarmUp(calls=made, steady=True)
+            if clock() >= end:
+                return WarmUp(calls=made, steady=False)
+
+
+def measure_slice(
+    call: Call, *, seconds: float, min_calls: int, clock: Clock = time.perf_counter_ns
+) -> Slice:
+    """Call for so many seconds, and at least so many times, with the garbage collector off."""
+    with collector_off():
+        start = clock()
+        first = call()
+        timings = [first]
+        if first.frame_ms < _SETTLE_BELOW_MS:
+            start = clock()
+            timings = []
+        end = start + int(seconds * 1e9)
+        while len(timings) < min_calls or clock() < end:
+            timings.append(call())
+        return Slice(tuple(timings), len(timings) / ((clock() - start) / 1e9))
+
+
+def measure_saturated(
+    calls: Sequence[Call],
+    *,
+    seconds: float,
+    min_calls: int,
+    clock: Clock = time.perf_counter_ns,
+) -> Slice:
+    """Run one thread for each of `calls`, all busy until the last of them has its samples.
+
+    A thread's rate is taken over whole calls of its own while every other thread still works, so
+    that neither the start nor the end, when cores fall idle, is counted.
+
+    Raises:
+        Exception: whatever a call raised; the other threads have ended then.
+    """
+    threads = [
+        _Saturating(call, seconds=seconds, min_calls=min_calls, clock=clock) for call in calls
+    ]
+    unfinished = threading.Semaphore(0)
+    stop = threading.Event()
+    with collector_off():
+        for thread in threads:
+            thread.begin(unfinished, stop)
+        for _ in threads:
+            unfinished.acquire()
+        stop.set()
+        for thread in threads:
+            thread.join()
+    ended = sorted(pair for thread in threads for pair in thread.counted)
+    timings = tuple(Timing(*durations) for _, durations in ended)
+    return Slice(timings, sum(thread.rate for thread in threads))
+
+
+class _Saturating:
+    """One thread of a saturated slice."""
+
+    def __init__(self, call: Call, *, seconds: float, min_calls: int, clock: Clock) -> None:
+        self.counted: list[tuple[int, tuple[float, float]]] = []
+        self.rate = 0.0
+        self._call = call
+        self._seconds = seconds
+        self._min_calls = min_calls
+        self._clock = clock
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def begin(self, finished: threading.Semaphore, stop: threading.Event) -> None:
+        self._thread = threading.Thread(target=self._run, args=(finished, stop), daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, finished: threading.Semaphore, stop: threading.Event) -> None:
+        try:
+            self._call()  # finds the caches filled with another row's network: not counted
+            start = self._clock()
+            end = start + int(self._seconds * 1e9)
+            while len(self.counted) < self._min_calls or self._clock() < end:
+                timing = self._call()
+                self.counted.append((self._clock(), (timing.frame_ms, timing.compute_ms)))
+            self.rate = len(self.counted) / ((self._clock() - start) / 1e9)
+        except BaseException as error:  # noqa: BLE001  # handed to the thread that joins
+            self._error = error
+        finally:
+            finished.release()
+        while self._error is None and not stop.is_set():
+            try:
+                self._call()
+            except BaseException as error:  # noqa: BLE001  # handed to the thread that joins
+                self._error = error
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Keep Python's cyclic garbage collector from running inside; collect once before."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

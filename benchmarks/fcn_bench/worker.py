@@ -1,0 +1,145 @@
+"""The process that one row runs in: reads requests as JSON lines, answers each with one line.
+
+Arrays go through ``.npy`` files in the benchmark's temporary folder; nothing is unpickled. The
+process ends when its input does, so that it never outlives the benchmark.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from fcn_bench.agreement import confusion_on_files, measure_agreement, write_reference
+from fcn_bench.network import Network, timed_call
+from fcn_bench.opening import open_network
+from fcn_bench.rounds import Work
+from fcn_bench.timing import Call, measure_saturated, measure_slice, warm_up
+from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.tensors import Array
+
+__all__ = ["serve"]
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """Answer requests until there are no more.
+
+    Each request is an object with ``do``, the name of a method of `_Session` without its
+    underscore, and that method's arguments.
+    """
+    session = _Session()
+    for line in requests:
+        request = json.loads(line)
+        try:
+            answer = {"result": session.actions[request.pop("do")](**request)}
+        except FcnDeployError as error:
+            answer = {
+                "error": type(error).__name__,
+                "message": error.message,
+                "hint": error.hint,
+            }
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+class _Session:
+    """One network and the frames it works on."""
+
+    def __init__(self) -> None:
+        self._network: Network | None = None
+        self._streams = 1
+        self._batches: Sequence[Sequence[Array]] = ()
+        self._calls: dict[Work, list[Call]] = {}
+        self.actions: Mapping[str, Callable[..., Any]] = {
+            "open": self._open,
+            "frames": self._frames,
+            "warm_up": self._warm_up,
+            "measure": self._measure,
+            "reference": self._reference,
+            "agreement": self._agreement,
+            "confusion": self._confusion,
+            "peak_rss_bytes": _peak_rss_bytes,
+        }
+
+    def _open(self, network: dict[str, Any], streams: int) -> dict[str, Any]:
+        self._network = open_network(network, streams=streams)
+        self._streams = streams
+        return {"num_classes": self._network.num_classes}
+
+    def _frames(self, file: str, batch: int) -> None:
+        frames = np.load(file, allow_pickle=False)  # [count, H, W, 3]
+        self._batches = [list(frames[i : i + batch]) for i in range(0, len(frames), batch)]
+        self._calls = {}
+
+    def _warm_up(self, work: Work, calls: int | None) -> dict[str, Any]:
+        return dataclasses.asdict(warm_up(self._call(work)[0], calls=calls))
+
+    def _measure(self, work: Work, seconds: float, min_calls: int) -> dict[str, Any]:
+        calls = self._call(work)
+        if len(calls) == 1:
+            part = measure_slice(calls[0], seconds=seconds, min_calls=min_calls)
+        else:
+            part = measure_saturated(calls, seconds=seconds, min_calls=-(-min_calls // len(calls)))
+        return {
+            "frame_ms": [timing.frame_ms for timing in part.timings],
+            "compute_ms": [timing.compute_ms for timing in part.timings],
+            "calls_per_second": part.calls_per_second,
+        }
+
+    def _reference(self, folder: str) -> None:
+        write_reference(self._opened(), self._every_frame(), Path(folder))
+
+    def _agreement(self, folder: str | None) -> dict[str, Any]:
+        reference = None if folder is None else Path(folder)
+        return dataclasses.asdict(measure_agreement(self._opened(), self._every_frame(), reference))
+
+    def _confusion(self, pairs: list[list[str]], num_classes: int) -> list[list[int]]:
+        paths = [(Path(image), Path(label)) for image, label in pairs]
+        return confusion_on_files(self._opened(), paths, num_classes)
+
+    def _call(self, work: Work) -> list[Call]:
+        if work not in self._calls:
+            self._calls[work] = [
+                timed_call(self._opened(), self._batches, work=work, first=index)
+                for index in range(self._streams)
+            ]
+        return self._calls[work]
+
+    def _every_frame(self) -> list[Array]:
+        return [frame for batch in self._batches for frame in batch]
+
+    def _opened(self) -> Network:
+        if self._network is None:
+            raise RuntimeError("the first request must be 'open'")
+        return self._network
+
+
+def _peak_rss_bytes() -> int | None:
+    """Give the most memory that this process has had, in bytes; None where nobody says."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def main() -> None:
+    """Serve on this process's own input and output."""
+    # Ctrl-C reaches the whole group of processes; the parent decides when we end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # libraries print as they please: their output goes to stderr, the answers have the pipe alone
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()
