@@ -11,6 +11,7 @@ import os
 import pathlib
 import pickle
 import subprocess
+import sys
 import threading
 import types
 import warnings
@@ -158,6 +159,33 @@ def test_names_that_numpy_1_wrote_are_taken(tmp_path: Path, network: TinyNetwork
             new.writestr(entry.filename, content)
 
     _assert_same(read_checkpoint(rewritten), network)
+
+
+@pytest.mark.parametrize(
+    ("module_name", "class_name"),
+    [("yacs.config", "CfgNode"), ("lightning.fabric.utilities.data", "AttributeDict")],
+)
+def test_settings_in_a_dict_of_a_library_that_is_not_installed_are_passed_over(
+    tmp_path: Path,
+    network: TinyNetwork,
+    monkeypatch: pytest.MonkeyPatch,
+    module_name: str,
+    class_name: str,
+) -> None:
+    library = types.ModuleType(module_name)
+    settings_class = type(class_name, (dict,), {"__module__": module_name})
+    setattr(library, class_name, settings_class)
+    settings = settings_class(lr=0.1, nested=settings_class(steps=[1, 2]))
+    settings.__dict__["frozen"] = True  # both items and attributes are pickled
+    with monkeypatch.context() as patch:
+        parts = module_name.split(".")
+        for length in range(1, len(parts)):
+            parent = ".".join(parts[:length])
+            patch.setitem(sys.modules, parent, types.ModuleType(parent))
+        patch.setitem(sys.modules, module_name, library)
+        path = _saved(tmp_path, {"state_dict": network.state_dict(), "hyper_parameters": settings})
+
+    _assert_same(read_checkpoint(path), network)
 
 
 @pytest.mark.parametrize(
