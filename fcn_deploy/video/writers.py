@@ -100,8 +100,8 @@ def open_writer(
     return _OpenCvWriter(path, codec=_OPENCV_CODECS[suffix], fps=fps, size_wh=size_wh)
 
 
-def translate_os_error(error: OSError, path: Path) -> SinkError:
-    """Make a sink's error of an `OSError`: `DiskFullError` where there is no room."""
+def translate_os_error(error: OSError | av.FFmpegError, path: Path) -> SinkError:
+    """Make a sink's error of the system's: `DiskFullError` where there is no room."""
     import errno
 
     reason = error.strerror or str(error)
@@ -243,7 +243,7 @@ class _PyAvWriter:
                     self.codec, rate=rate, options=dict(_CODEC_OPTIONS.get(self.codec, {}))
                 ),
             )
-        except OSError as exc:
+        except (OSError, av.FFmpegError) as exc:
             raise translate_os_error(exc, path) from exc
         self._stream = stream
         stream.width, stream.height = size_wh
@@ -256,19 +256,23 @@ class _PyAvWriter:
         self._encode(av.VideoFrame.from_ndarray(frame_bgr, format="bgr24"))
 
     def close(self) -> None:
+        import av
+
         try:
             self._encode(None)
         finally:
             try:
                 self._container.close()
-            except OSError as exc:
+            except (OSError, av.FFmpegError) as exc:
                 raise translate_os_error(exc, self._path) from exc
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
 
     def _encode(self, frame: av.VideoFrame | None) -> None:
+        import av
+
         try:
             for packet in self._stream.encode(frame):
                 self._container.mux(packet)
-        except OSError as exc:
+        except (OSError, av.FFmpegError) as exc:
             raise translate_os_error(exc, self._path) from exc

@@ -110,7 +110,7 @@ class FakeSource:
     """Numbered frames from memory; may fail, and may block until it is interrupted."""
 
     live = False
-    fps = 25.0
+    fps: float | None = 25.0
 
     def __init__(
         self, frames: int, *, error: Exception | None = None, block_at: int | None = None
@@ -138,7 +138,7 @@ class FakeSource:
             return None
         self._next += 1
         index = self._next - 1
-        return VideoFrame(numbered_frame(index % 60), index, index / self.fps)
+        return VideoFrame(numbered_frame(index % 60), index, index / 25)
 
     def interrupt(self) -> None:
         self._interrupted.set()
