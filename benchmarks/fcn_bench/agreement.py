@@ -71,36 +71,24 @@ def measure_agreement(
 
 
 def confusion_on_files(
-    network: Network, pairs: Sequence[tuple[Path, Path]], num_classes: int
+    network: Network, images: Path, labels: Path, *, num_labels: int
 ) -> list[list[int]]:
-    """Segment images at their own size and count against their labels.
+    """Segment labelled images at their own size and count against their labels.
 
     Returns:
-        [num_classes, num_classes]; rows are the ground truth's classes.
+        [num_labels, num_labels]; rows are the ground truth's classes.
 
     Raises:
-        BenchmarkError: a file cannot be read, or sizes or class ids do not fit.
+        SourceError: a file is missing or cannot be read.
+        InputError: labels are of another size than their image, or of unknown classes.
     """
-    import cv2
-
+    from fcn_export.eval_set import EvalSet
     from fcn_export.fidelity import confusion_matrix
 
-    total = np.zeros((num_classes, num_classes), np.int64)
-    for image_path, label_path in pairs:
-        image = cv2.imread(str(image_path), cv2.IMREAD_COLOR)
-        truth = cv2.imread(str(label_path), cv2.IMREAD_UNCHANGED)
-        if image is None:
-            raise BenchmarkError(f"'{image_path}' is no image that OpenCV can read.")
-        if truth is None or truth.ndim != 2:
-            raise BenchmarkError(
-                f"'{label_path}' is no label image.",
-                hint="Labels are PNG files of class ids, with one channel.",
-            )
-        try:
-            total += confusion_matrix(segment(network, [image])[0], truth, num_classes)
-        except ValueError as error:
-            raise BenchmarkError(f"'{label_path}' does not fit '{image_path}': {error}.") from error
-    return [[int(value) for value in row] for row in total]
+    total = np.zeros((num_labels, num_labels), np.int64)
+    for item in EvalSet.find(images, labels).items(color="bgr", num_labels=num_labels):
+        total += confusion_matrix(segment(network, [item.frame])[0], item.labels, num_labels)
+    return [[int(count) for count in row] for row in total]
 
 
 def _compare(pairs: Sequence[tuple[Array, Array | None]], reference: Path) -> Agreement:

@@ -12,11 +12,9 @@ from fcn_bench.targets import Target
 from fcn_deploy.errors import ArtifactMissingError
 from fcn_deploy.manifest import Source
 from fcn_deploy.plain_files import sha256_of
+from fcn_export.factory import is_factory
 
 __all__ = ["BaselineModel", "find_baseline"]
-
-# what the manifest calls networks that their file carries: no architecture to build
-_CARRIED = ("torchscript", "exported_program")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ def find_baseline(
         if not path.is_file():
             raise ArtifactMissingError(f"there is no baseline model '{path}'.")
         same = _same_network(target, path)
-        if same is not None and arch is None and _trusted(same, trust_code):
+        if same is not None and arch in (None, same.arch) and _trusted(same, arch, trust_code):
             # the model that the artifact was made from, named once more
             return _complete(same, path, arch_args, output_key, trust_code, "caller"), None
         return BaselineModel(path, arch, dict(arch_args or {}), output_key, trust_code), None
@@ -88,13 +86,14 @@ def find_baseline(
     place = _find_source(source, beside=target.path)
     if isinstance(place, str):
         return None, f"{place} Name the model with --baseline."
-    if arch is not None:
+    if arch not in (None, source.arch):
         given = dict(arch_args or {})
         return BaselineModel(place, arch, given, output_key, trust_code, "manifest"), None
-    if not _trusted(source, trust_code):
+    if not _trusted(source, arch, trust_code):
         return None, (
-            f"the manifest names the code '{source.arch}' to build or load '{place}', and code "
-            "that a file names is not run unasked. Pass --trust-code if the artifact is yours."
+            f"the manifest names the factory '{source.arch}' for '{place}', and code that a file "
+            f"names is not run unasked. Pass --arch {source.arch}, or --trust-code if the "
+            "artifact is yours."
         )
     return _complete(source, place, arch_args, output_key, trust_code, "manifest"), None
 
@@ -112,7 +111,7 @@ def _complete(
     said = parse_arch_args([f"{key}={value}" for key, value in source.arch_args.items()])
     return BaselineModel(
         path,
-        None if source.arch in _CARRIED else source.arch,
+        source.arch,
         said if arch_args is None else dict(arch_args),
         output_key or source.output_key,
         trust_code,
@@ -120,9 +119,10 @@ def _complete(
     )
 
 
-def _trusted(source: Source, trust_code: bool) -> bool:
-    runs_code = source.arch is not None and (":" in source.arch or source.arch in _CARRIED)
-    return trust_code or not runs_code
+def _trusted(source: Source, arch: str | None, trust_code: bool) -> bool:
+    """Say whether building the network runs no code, or code that the caller vouches for."""
+    named = arch is not None and arch == source.arch
+    return trust_code or named or source.arch is None or not is_factory(source.arch)
 
 
 def _same_network(target: Target, path: Path) -> Source | None:

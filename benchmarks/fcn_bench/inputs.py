@@ -12,7 +12,7 @@ import numpy as np
 from fcn_deploy.errors import BenchmarkError
 from fcn_deploy.tensors import Array
 
-__all__ = ["FRAMES_AT_MOST", "labelled_pairs", "read_frames", "synthetic_frames"]
+__all__ = ["FRAMES_AT_MOST", "read_frames", "synthetic_frames"]
 
 FRAMES_AT_MOST = 8
 """Frames that one row works on in turn; of longer inputs, so many at even distances."""
@@ -60,26 +60,6 @@ def read_frames(path: str | os.PathLike[str], height: int, width: int, *, batch:
         for frame in frames
     ]
     return _whole_batches(resized, batch)
-
-
-def labelled_pairs(
-    images: str | os.PathLike[str], labels: str | os.PathLike[str]
-) -> list[tuple[Path, Path]]:
-    """Pair images with single-channel PNG labels of the same stem.
-
-    Raises:
-        BenchmarkError: a folder is missing or empty, or an image has no label.
-    """
-    pairs = []
-    for image in _images_in(Path(images)):
-        label = Path(labels) / f"{image.stem}.png"
-        if not label.is_file():
-            raise BenchmarkError(
-                f"'{image}' has no label '{label}'.",
-                hint="--eval takes two folders whose files have the same stems.",
-            )
-        pairs.append((image, label))
-    return pairs
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -75,10 +75,11 @@ class Worker(ContextManaged):
         answer = self._ask("agreement", folder=None if reference is None else str(reference))
         return Agreement(**{**answer, "faults": tuple(answer["faults"])})
 
-    def confusion(self, pairs: list[tuple[Path, Path]], *, num_classes: int) -> list[list[int]]:
-        """Segment labelled images at their own size: [num_classes, num_classes] counts."""
-        named = [[str(image), str(label)] for image, label in pairs]
-        counts: list[list[int]] = self._ask("confusion", pairs=named, num_classes=num_classes)
+    def confusion(self, images: Path, labels: Path, *, num_labels: int) -> list[list[int]]:
+        """Segment labelled images at their own size: [num_labels, num_labels] counts."""
+        counts: list[list[int]] = self._ask(
+            "confusion", images=str(images), labels=str(labels), num_labels=num_labels
+        )
         return counts
 
     def peak_rss_bytes(self) -> int | None:

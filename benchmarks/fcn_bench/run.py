@@ -58,9 +58,9 @@ def benchmark(
     report = BenchmarkReport(
         environment=session.environment,
         target=session.target.to_json(),
-        baseline=None if session.baseline is None else session.baseline.to_json(),
+        baseline=session.baseline_json(),
         rows=tuple(rows),
-        notes=session.notes,
+        notes=(*session.notes, *session.lost_baseline),
         complete=complete,
     )
     if not complete:

@@ -6,7 +6,8 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from fcn_bench.agreement import Agreement
 from fcn_bench.baseline import BaselineModel, find_baseline
 from fcn_bench.environment import ForeignCpu, describe_environment
-from fcn_bench.inputs import labelled_pairs, read_frames, synthetic_frames
+from fcn_bench.inputs import read_frames, synthetic_frames
 from fcn_bench.options import BenchmarkOptions
 from fcn_bench.remote import Worker
 from fcn_bench.report import Row
@@ -30,14 +31,16 @@ from fcn_bench.scenarios import (
 )
 from fcn_bench.targets import Candidate, Target, find_candidates, preprocess_of
 from fcn_bench.torch_network import TorchMode
-from fcn_deploy.errors import BenchmarkError
+from fcn_deploy.errors import BenchmarkError, FcnDeployError
 from fcn_deploy.machine import describe_machine, usable_cores
 from fcn_deploy.manifest import Preprocess
 from fcn_deploy.tensors import Array
+from fcn_export.eval_set import EvalSet
 
 __all__ = ["Session"]
 
 _DEFAULT_SIZE = (512, 512)
+_NO_BASELINE = "no PyTorch baseline, so no speed-up and no label agreement"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +52,20 @@ class Session:
     baseline: BaselineModel | None
     preprocess: Preprocess
     jobs: tuple[Job, ...]
-    pairs: list[tuple[Path, Path]]
     threads: int
     environment: Mapping[str, Any]
     notes: tuple[str, ...]
     on_step: Callable[[str], None]
     truth: dict[tuple[str, str, str], GroundTruth] = field(default_factory=dict)
+    lost_baseline: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
         cls, target: Target, options: BenchmarkOptions, on_step: Callable[[str], None]
     ) -> Session:
         scenarios = check_scenarios(options.scenarios)
+        if options.labelled is not None:
+            EvalSet.find(*map(Path, options.labelled))  # refused now, not after minutes
         candidates, notes = find_candidates(
             target, backend=options.backend, precisions=options.precisions
         )
@@ -75,7 +80,7 @@ class Session:
         )
         modes, mode_notes = _torch_modes(baseline is not None, options.compile)
         if reason is not None:
-            notes = (*notes, f"no PyTorch baseline, so no speed-up and no agreement: {reason}")
+            notes = (*notes, f"{_NO_BASELINE}: {reason}")
         threads = usable_cores()
         streams = throughput_streams(threads)
         return cls(
@@ -84,7 +89,6 @@ class Session:
             baseline=baseline,
             preprocess=preprocess,
             jobs=plan_jobs(candidates, modes, scenarios, streams=streams),
-            pairs=[] if options.labelled is None else labelled_pairs(*options.labelled),
             threads=threads,
             environment=describe_environment(threads=threads, streams=streams),
             notes=(*notes, *mode_notes),
@@ -98,21 +102,24 @@ class Session:
         manifest = self.target.manifest
         return (_DEFAULT_SIZE if manifest is None else manifest.shapes.opt[1:],)
 
+    def baseline_json(self) -> dict[str, Any] | None:
+        """Describe the baseline; None where there is none, or it could not be loaded."""
+        if self.baseline is None or self.lost_baseline:
+            return None
+        return self.baseline.to_json()
+
     def measure(self, height: int, width: int, batch: int) -> tuple[list[Row], bool]:
         """Measure one size and batch: its rows, and whether it came to its end."""
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fcn-bench-")))
             np.save(folder / "frames.npy", self._frames(height, width, batch))
-            workers = [self._start(stack, index, folder, batch) for index in range(len(self.jobs))]
-            pids = [os.getpid(), *(worker.pid for worker in workers)]
-            owners = [index for index, job in enumerate(self.jobs) for _ in job.works]
+            started = self._start_all(stack, folder, batch)
             tracks = [
-                Track(job.name, worker, work)
-                for job, worker in zip(self.jobs, workers, strict=True)
-                for work in job.works
+                Track(job.name, worker, work) for job, worker in started for work in job.works
             ]
+            pids = [os.getpid(), *(worker.pid for _, worker in started)]
             every: list[Series] = []
-            outcomes = [Outcome() for _ in workers]
+            outcomes = [Outcome() for _ in started]
             finished = False
             try:
                 every = interleave(
@@ -121,7 +128,7 @@ class Session:
                     foreign_cpu=ForeignCpu(lambda: pids),
                     on_step=self.on_step,
                 )
-                outcomes = self._check(workers, folder)
+                outcomes = self._check(started, folder)
                 finished = True
             except Interrupted as interrupted:
                 every = interrupted.series
@@ -130,14 +137,11 @@ class Session:
             if not every:
                 return [], False
             measured = []
-            for index, job in enumerate(self.jobs):
-                parts = [
-                    (track, series)
-                    for owner, track, series in zip(owners, tracks, every, strict=True)
-                    if owner == index
-                ]
+            rest = iter(zip(tracks, every, strict=True))
+            for (job, _), outcome in zip(started, outcomes, strict=True):
+                parts = list(islice(rest, len(job.works)))
                 rows = measured_rows(job, parts, batch=batch, height=height, width=width)
-                measured += [(row, outcomes[index]) for row in rows]
+                measured += [(row, outcome) for row in rows]
             return make_rows(measured), finished
 
     def _frames(self, height: int, width: int, batch: int) -> Array:
@@ -145,13 +149,29 @@ class Session:
             return read_frames(self.options.input, height, width, batch=batch)
         return synthetic_frames(height, width, batch=batch)
 
-    def _start(self, stack: ExitStack, index: int, folder: Path, batch: int) -> Worker:
-        job = self.jobs[index]
-        self.on_step(f"loading {job.name}")
-        worker = stack.enter_context(Worker(job.name, log=folder / f"worker_{index}.log"))
-        worker.open(self._network(job), streams=job.streams)
-        worker.frames(folder / "frames.npy", batch=batch)
-        return worker
+    def _start_all(self, stack: ExitStack, folder: Path, batch: int) -> list[tuple[Job, Worker]]:
+        started: list[tuple[Job, Worker]] = []
+        for index, job in enumerate(self.jobs):
+            if job.candidate is None and self.lost_baseline:
+                continue
+            self.on_step(f"loading {job.name}")
+            log = folder / f"worker_{index}.log"
+            worker = stack.enter_context(Worker(job.name, log=log))
+            try:
+                worker.open(self._network(job), streams=job.streams)
+            except FcnDeployError as error:
+                if job.torch_mode != "eager" or not self._baseline_is_a_guess:
+                    raise
+                self.lost_baseline.append(f"{_NO_BASELINE}: {error}")
+                worker.close()
+                continue
+            worker.frames(folder / "frames.npy", batch=batch)
+            started.append((job, worker))
+        return started
+
+    @property
+    def _baseline_is_a_guess(self) -> bool:
+        return self.options.baseline is None and self.options.arch is None
 
     def _network(self, job: Job) -> dict[str, Any]:
         """Describe what a job loads, for `fcn_bench.opening.open_network`."""
@@ -187,36 +207,36 @@ class Session:
             },
         }
 
-    def _check(self, workers: Sequence[Worker], folder: Path) -> list[Outcome]:
+    def _check(self, started: Sequence[tuple[Job, Worker]], folder: Path) -> list[Outcome]:
         """Ask for memory first, since checking the labels takes more of it."""
-        peaks = [worker.peak_rss_bytes() for worker in workers]
+        peaks = [worker.peak_rss_bytes() for _, worker in started]
         reference = None
-        for job, worker in zip(self.jobs, workers, strict=True):
+        for job, worker in started:
             if job.torch_mode == "eager":
                 self.on_step("segmenting with PyTorch for reference")
-                reference = folder
                 worker.write_reference(folder)
+                reference = folder
         agreements: dict[Candidate | TorchMode | None, Agreement] = {}
         outcomes = []
-        for job, worker, peak in zip(self.jobs, workers, peaks, strict=True):
+        eager = None
+        for (job, worker), peak in zip(started, peaks, strict=True):
             what = job.candidate or job.torch_mode
             if what not in agreements:
                 self.on_step(f"comparing the labels of {job.name}")
                 agreements[what] = worker.agreement(reference)
-            outcomes.append(Outcome(peak, agreements[what], self._ground_truth(job, worker)))
-        eager = next(
-            (o.truth for o, j in zip(outcomes, self.jobs, strict=True) if j.torch_mode == "eager"),
-            None,
-        )
-        return [replace(outcome, eager_truth=eager) for outcome in outcomes]
+            truth = self._ground_truth(job, worker)
+            eager = truth if job.torch_mode == "eager" else eager
+            outcomes.append(Outcome(peak, agreements[what], truth, eager))
+        return outcomes
 
     def _ground_truth(self, job: Job, worker: Worker) -> GroundTruth | None:
-        if not self.pairs:
+        if self.options.labelled is None:
             return None
         key = (job.backend, job.precision, job.torch_mode or "")
         if key not in self.truth:
             self.on_step(f"measuring the mean IoU of {job.name}")
-            counts = worker.confusion(self.pairs, num_classes=worker.num_classes or 255)
+            images, labels = map(Path, self.options.labelled)
+            counts = worker.confusion(images, labels, num_labels=worker.num_classes or 255)
             self.truth[key] = GroundTruth.of(np.array(counts))
         return self.truth[key]
 

@@ -100,9 +100,8 @@ class _Session:
         reference = None if folder is None else Path(folder)
         return dataclasses.asdict(measure_agreement(self._opened(), self._every_frame(), reference))
 
-    def _confusion(self, pairs: list[list[str]], num_classes: int) -> list[list[int]]:
-        paths = [(Path(image), Path(label)) for image, label in pairs]
-        return confusion_on_files(self._opened(), paths, num_classes)
+    def _confusion(self, images: str, labels: str, num_labels: int) -> list[list[int]]:
+        return confusion_on_files(self._opened(), Path(images), Path(labels), num_labels=num_labels)
 
     def _call(self, work: Work) -> list[Call]:
         if work not in self._calls:
