@@ -20,7 +20,7 @@ step "Write real MRI slices with their labels, and a video of all of them" \
 step "Export the trained network, verify it, measure its mean IoU" \
     fcn-export examples/brain_tissue/brain_tissue.pt \
     --arch examples.brain_tissue.network:brain_tissue_fcn \
-    --color gray --mean 0.5 --std 0.25 --size 233x197 \
+    --color gray --mean 0.5 --std 0.25 --size 240x200 \
     --classes "$data/classes.json" --eval "$data/images" "$data/labels" \
     --output "$artifact" --force
 
