@@ -84,14 +84,14 @@ def find_tail(graph: OnnxGraph, *, output: str | None = None) -> Tail | None:
     elif walk.axis not in (1, 3):
         return None
     activation = _walk_scores(graph, walk, squeeze=labels == "threshold")
-    if not walk.tensor or not _is_rank(graph, walk.tensor, 4):
+    if not _is_rank(graph, walk.tensor, 4):
         return None
     scores, class_axis = walk.tensor, walk.axis
     resize = graph.producer(scores)
     if resize is None or not _is_bilinear(resize):
         resize = None
     else:
-        walk.tensor = _input(resize)
+        walk.tensor = resize.inputs[0]
     low_scores, low_axis = (None, class_axis) if resize is None else (walk.tensor, walk.axis)
     return Tail(
         output=name,
@@ -113,19 +113,19 @@ def _walk_labels(
     """Go back over what makes class ids out of scores."""
     node = graph.producer(walk.tensor)
     while node is not None and node.op_type in _LABEL_PASSES:
-        walk.tensor = _input(node)
+        walk.tensor = node.inputs[0]
         node = graph.producer(walk.tensor)
     if node is None:
         return None, None
     if node.op_type == "ArgMax":
         axis = node.attributes.get("axis", 0)
-        walk.tensor = _input(node)
+        walk.tensor = node.inputs[0]
         walk.axis = axis % 4 if isinstance(axis, int) and -4 <= axis < 4 else 0
         return "argmax", None
     if node.op_type in _THRESHOLDS:
-        limit = graph.constant(_input(node, 1))
+        limit = graph.constant(node.inputs[1])
         if limit is not None and limit.size == 1:
-            walk.tensor = _input(node)
+            walk.tensor = node.inputs[0]
             return "threshold", float(limit.reshape(-1)[0])
     return None, None
 
@@ -154,12 +154,8 @@ def _walk_scores(
             or (node.op_type == "Cast" and node.attributes.get("to") in _FLOAT_CODES)
         ):
             break
-        walk.tensor = _input(node)
+        walk.tensor = node.inputs[0]
     return activation
-
-
-def _input(node: Node, index: int = 0) -> str:
-    return node.inputs[index] if index < len(node.inputs) else ""
 
 
 def _is_over_classes(graph: OnnxGraph, node: Node, class_axis: int) -> bool:

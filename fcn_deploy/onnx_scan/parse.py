@@ -13,6 +13,7 @@ from fcn_deploy.onnx_scan.graph import (
     StoredTensor,
 )
 from fcn_deploy.onnx_scan.limits import ScanLimits
+from fcn_deploy.onnx_scan.operators import find_arity
 from fcn_deploy.onnx_scan.parts import PartsParser, standard_domain
 from fcn_deploy.onnx_scan.schema import (
     GRAPH,
@@ -140,6 +141,8 @@ class _ModelParser:
             else:
                 self.parts.check_form(GRAPH, name, value)
         self._check_names(found)
+        for node in found.nodes:
+            self._check_arity(node, opset)
         inputs = tuple(t for t in found.inputs if t.name not in found.initializers)
         return OnnxGraph(
             ir_version=ir_version,
@@ -150,6 +153,31 @@ class _ModelParser:
             initializers=found.initializers,
             value_infos=found.value_infos,
         )
+
+    def _check_arity(self, node: Node, opset: int) -> None:
+        arity = find_arity(node.op_type, opset)
+        if arity is None:
+            raise UnsupportedOpError(
+                f"node {node.label} is {shown(node.op_type)}, which is no standard operator.",
+                hint="Export the model without custom operators.",
+            )
+        given = len(node.inputs)
+        required = given if arity.max_inputs is None else arity.min_inputs
+        if node.op_type == "Resize":  # exporters leave out the region in opsets 11 and 12 too
+            required = 1
+        most = given if arity.max_inputs is None else arity.max_inputs
+        outputs = len(node.outputs)
+        if (
+            not arity.min_inputs <= given <= most
+            or not all(node.inputs[:required])
+            or (arity.max_outputs is not None and outputs > arity.max_outputs)
+        ):
+            raise self.parts.invalid(
+                f"has the node {node.label} ({node.op_type}) with {given} inputs "
+                f"{[shown(name) for name in node.inputs[:8]]} and {outputs} outputs; in opset "
+                f"{opset} it takes {arity.min_inputs} to {arity.max_inputs or 'any number'} and "
+                f"gives at most {arity.max_outputs or 'any number'}"
+            )
 
     def _check_names(self, found: _GraphParts) -> None:
         """Each tensor is made once, before it is read."""

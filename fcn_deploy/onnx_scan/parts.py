@@ -8,6 +8,7 @@ from typing import Any
 
 from fcn_deploy.errors import ArtifactError, UnsupportedOpError, UntrustedArtifactError
 from fcn_deploy.onnx_scan.graph import AttributeValue, GraphTensor, Node, StoredTensor
+from fcn_deploy.onnx_scan.operators import REFUSED
 from fcn_deploy.onnx_scan.schema import (
     ATTRIBUTE,
     ATTRIBUTE_TYPES,
@@ -24,16 +25,6 @@ from fcn_deploy.onnx_scan.wire import Message, Reader, Span
 
 __all__ = ["PartsParser", "standard_domain"]
 
-_CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
-_NOT_TENSORS = frozenset(
-    {
-        *("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert"),
-        *("SequenceLength", "SequenceMap", "SplitToSequence", "ConcatFromSequence"),
-        *("Optional", "OptionalGetElement", "OptionalHasElement"),
-        *("StringConcat", "StringNormalizer", "StringSplit", "RegexFullMatch", "TfIdfVectorizer"),
-        *("ImageDecoder",),
-    }
-)
 _MAX_RANK = 32
 
 
@@ -133,15 +124,11 @@ class PartsParser:
                 "only the standard operators (domain '' or 'ai.onnx') are run.",
                 hint="Export the model without custom or fused operators.",
             )
-        if node.op_type in _CONTROL_FLOW:
+        if node.op_type in REFUSED:
             raise UnsupportedOpError(
-                f"node {node.label} is the operator {op_type}, which holds a graph of its own.",
-                hint="Export the model without data-dependent control flow.",
-            )
-        if node.op_type in _NOT_TENSORS:
-            raise UnsupportedOpError(
-                f"node {node.label} is the operator {op_type}; only numeric tensors are supported, "
-                "no sequences, optional values, texts or encoded images."
+                f"node {node.label} is the operator {op_type}, which {REFUSED[node.op_type]}; "
+                "only operators on numeric tensors are run.",
+                hint="Export the model without it.",
             )
 
     def _attribute(self, node: Node, span: Span) -> tuple[str, AttributeValue]:

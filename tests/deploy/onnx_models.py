@@ -112,3 +112,19 @@ def with_external_weight(
         initializers=[] if constant_node else [weight],
     )
     return bytes(model.SerializeToString())
+
+
+X = helper.make_tensor_value_info("x", TensorProto.FLOAT, [8])
+Y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [8])
+RELU = helper.make_node("Relu", ["x"], ["y"])
+
+
+def one_node(node: onnx.NodeProto, *initializers: TensorProto) -> bytes:
+    """x [8] -> node -> y [8]."""
+    model = model_of([node], inputs=[X], outputs=[Y], initializers=initializers)
+    return bytes(model.SerializeToString())
+
+
+def with_weight(weight: TensorProto) -> bytes:
+    """x [8] + weight -> y [8]."""
+    return one_node(helper.make_node("Add", ["x", "weight"], ["y"]), weight)

@@ -13,7 +13,7 @@ from fcn_deploy.onnx_scan import scan_onnx
 from fcn_deploy.tail import Tail, find_tail
 from tests.deploy.onnx_models import segmenter_model
 
-FLOAT, UINT8, INT64 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT64
+FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
 HALF = numpy_helper.from_array(np.array(0.5, np.float32), "half")
 SCORES_DIMS = ("n", 5, "h", "w")
 
@@ -158,9 +158,3 @@ def test_softmax_of_old_opsets_over_all_axes_at_once_is_not_stepped_over() -> No
 
     assert tail is not None
     assert (tail.scores, tail.activation) == ("p", None)
-
-
-def test_a_node_without_inputs_does_not_break_the_walk() -> None:
-    tail = tail_of(helper.make_node("ArgMax", [], ["labels"], axis=1), dtype=INT64)
-
-    assert tail is None
