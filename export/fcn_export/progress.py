@@ -1,0 +1,109 @@
+"""An export on the terminal: one line a step on stderr, the final table on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fcn_deploy.manifest import Fidelity
+from fcn_export.report import ExportReport, OnStep, StepEvent
+from fcn_export.verify import MAX_REAL_SHARE
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fcn_export.measure import Measured
+
+__all__ = ["show_report", "step_printer"]
+
+_AUTO_AGREEMENT = 0.999  # what precision="auto" asks of bf16
+
+
+@contextmanager
+def step_printer(*, quiet: bool) -> Iterator[OnStep]:
+    """Give a listener that prints a line for each finished step, and on a terminal what goes on."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if quiet:
+        yield lambda event: None
+        return
+    if not console.is_terminal:
+        yield (
+            lambda event: (
+                console.print(_line(event), soft_wrap=True, markup=False)
+                if (event.state == "done")
+                else None
+            )
+        )
+        return
+    with console.status("", spinner="dots") as status:
+
+        def show(event: StepEvent) -> None:
+            if event.state == "done":
+                console.print(_line(event), soft_wrap=True, markup=False)
+            else:
+                status.update(f"{event.step:<14} {event.detail}")
+
+        yield show
+
+
+def show_report(report: ExportReport) -> None:
+    """Print what was made: a table of variants, notes, and where the artifact is."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(_table(report))
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False)
+    seconds = sum(report.timings_seconds.values())
+    console.print(
+        f"{report.path}  ({seconds:.0f} s, peak memory {report.peak_rss_bytes / 1e9:.2f} GB)",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _line(event: StepEvent) -> str:
+    return f"{event.step:<14} {event.seconds:6.1f} s  {event.detail}"
+
+
+def _table(report: ExportReport) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{report.source.file}, {report.num_classes} classes, on {report.images}")
+    table.add_column("variant", no_wrap=True)
+    for heading in ("size", "max error", "label agreement", "mIoU"):
+        table.add_column(heading, justify="right")
+    table.add_column("status")
+    table.add_row(report.reference, "", "", "", _percent(report.model.miou), "reference")
+    size = f"{report.size_bytes / 1e6:.1f} MB"
+    for entry in report.measured:
+        fidelity = entry.fidelity(report.model)
+        table.add_row(
+            str(entry.runner),
+            size,
+            f"{entry.max_score_error:.2e}",
+            f"{fidelity.label_agreement:.4%}",
+            _miou(fidelity),
+            _status(entry, fidelity),
+        )
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _miou(fidelity: Fidelity) -> str:
+    if fidelity.miou_drop is None:
+        return _percent(fidelity.miou)
+    return f"{_percent(fidelity.miou)} ({-fidelity.miou_drop:+.2f})"
+
+
+def _status(entry: Measured, fidelity: Fidelity) -> str:
+    """Say whether labels are kept as well as each precision promises."""
+    if fidelity.precision == "fp32":
+        return "ok" if entry.disagreement.real_share <= MAX_REAL_SHARE else "differs"
+    return "ok" if fidelity.label_agreement >= _AUTO_AGREEMENT else "below 99.9 %"
