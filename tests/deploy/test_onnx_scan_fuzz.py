@@ -23,18 +23,6 @@ LOADED_MUTANTS = 60
 MEGABYTE = 1 << 20
 EXTREMES = (-(1 << 63), -1, 0, 1, 2, 5, 1 << 16, 1 << 31, 1 << 62, (1 << 63) - 1)
 OPERATORS = ("Conv", "Relu", "Resize", "Transpose", "Concat", "MaxPool", "Softmax", "Slice", "Pad")
-    "Conv",
-    "Relu",
-    "Resize",
-    "Transpose",
-    "Concat",
-    "MaxPool",
-    "Softmax",
-    "Slice",
-    "Reshape",
-    "Squeeze",
-    "Pad",
-]
 HEADER = encode_int(1, 10) + encode_delimited(8, encode_int(2, 21))  # IR 10, opset 21
 
 # loads every file named on stdin by both libraries; the last line printed names the last attempt
