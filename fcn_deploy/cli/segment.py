@@ -135,7 +135,7 @@ def _tell(args: argparse.Namespace, reports: Sequence[JobReport], *, complete: b
             break
         for notice in report.notices:
             sys.stderr.write(f"fcn-segment: {report.source}: {notice}\n")
-        if args.json != "-":
+        if args.json != "-" and (complete or report.stats.delivered):
             where = ", ".join(report.outputs) or "nothing written"
             sys.stdout.write(
                 f"{report.source}: {report.stats.delivered} frames at {report.stats.fps:.1f}"

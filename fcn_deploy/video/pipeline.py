@@ -8,7 +8,7 @@ import weakref
 from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Lock, Thread, current_thread
+from threading import Event, Lock, RLock, Thread, current_thread
 from types import MappingProxyType, TracebackType
 from typing import Literal, Self, get_args
 
@@ -93,7 +93,8 @@ class VideoPipeline:
     def close(self) -> None:
         """End the threads and release the source, from any thread. May be called twice."""
         self._finalizer.detach()
-        self._stages.stop(_JOIN_S)
+        for name in self._stages.stop(_JOIN_S):
+            _LOGGER.warning("%s still works after %g s and is left behind", name, _JOIN_S)
 
     def __enter__(self) -> Self:
         self.open()
@@ -152,7 +153,7 @@ class _Stages:
         self._threads: list[Thread] = []
         self._starting = Lock()
         self._stopped = Event()
-        self._books = Lock()
+        self._books = RLock()  # a collected pipeline may be stopped inside any of these lines
         self._captured = self._delivered = self._discarded = 0
         self._dropped: Counter[str] = Counter()
         self._latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
@@ -177,17 +178,17 @@ class _Stages:
             self.stop(_JOIN_S)
             raise
 
-    def stop(self, join_s: float) -> None:
+    def stop(self, join_s: float) -> list[str]:
+        """End the threads; give the names of those that do not end in time."""
         self._stopped.set()
         self._opened.close()
         self._count(discarded=self._frames.close() + self._results.close())
         self.source.interrupt()
-        for thread in self._threads:
-            if thread is current_thread() or not thread.is_alive():
-                continue
-            thread.join(join_s)
-            if thread.is_alive():
-                _LOGGER.warning("%s still works after %g s and is left behind", thread.name, join_s)
+        others = [thread for thread in self._threads if thread is not current_thread()]
+        for thread in others:
+            if thread.ident is not None:  # else Ctrl-C came before it was started
+                thread.join(join_s)
+        return [thread.name for thread in others if thread.is_alive()]
 
     def deliver(self) -> SegmentedFrame | None:
         result = self._results.get()
