@@ -156,7 +156,7 @@ def _same_size(graph: onnx.GraphProto, first: str, second: str) -> bool:
 def _name_dims(graph: onnx.GraphProto, spec: GraphSpec) -> None:
     """Call dimensions N, H, W; inner shapes stay only where they are written in these names."""
     dims = graph.input[0].type.tensor_type.shape.dim
-    ours = all(dim.dim_param == name for dim, name in zip(dims, _DIM_NAMES, strict=False))
+    ours = all(dim.dim_param in (name, "") for dim, name in zip(dims, _DIM_NAMES, strict=False))
     if not ours:
         del graph.value_info[:]
     for value, tensor in (

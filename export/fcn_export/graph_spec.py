@@ -48,6 +48,7 @@ class GraphSpec:
         upsample: the network's scores are smaller than its input, so that the graph enlarges them.
         multiple_of: height and width that the network takes, in px.
         opset: of ONNX.
+        fixed: batch, height and width that the graph is bound to; None where any is taken.
     """
 
     preprocess: Preprocess
@@ -59,12 +60,15 @@ class GraphSpec:
     multiple_of: int = 1
     min_size: tuple[int, int] = (1, 1)
     opset: int = 21
+    fixed: tuple[int | None, int | None, int | None] = (None, None, None)
     outputs: tuple[TensorInfo, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        labels = TensorInfo("labels", label_dtype(self.num_classes), (None,) * 3, "NHW")
-        scores = TensorInfo(SCORES, "float32", (None, self.num_classes, None, None), "NCHW")
-        confidence = TensorInfo("confidence", "float32", (None,) * 3, "NHW")
+        batch, height, width = self.fixed
+        labels = TensorInfo("labels", label_dtype(self.num_classes), self.fixed, "NHW")
+        full = (batch, self.num_classes, height, width)
+        scores = TensorInfo(SCORES, "float32", full, "NCHW")
+        confidence = TensorInfo("confidence", "float32", self.fixed, "NHW")
         by_head = {
             "labels": (labels,),
             "scores": (scores,),
@@ -75,7 +79,7 @@ class GraphSpec:
     @property
     def input(self) -> TensorInfo:
         """The graph's only input: uint8 [N, H, W, 3]."""
-        return TensorInfo(INPUT_NAME, "uint8", (None, None, None, 3), "NHWC", self.input_color)
+        return TensorInfo(INPUT_NAME, "uint8", (*self.fixed, 3), "NHWC", self.input_color)
 
     @property
     def num_labels(self) -> int:

@@ -60,20 +60,27 @@ class TorchReference:
 
 
 class OnnxReference:
-    """Somebody's ONNX file with a float input [N, C, H, W], as it was given."""
+    """Somebody's ONNX file, as it was given."""
 
     name = "the ONNX file as given"
 
-    def __init__(self, context: ExecutionContext, spec: GraphSpec) -> None:
+    def __init__(
+        self, context: ExecutionContext, spec: GraphSpec, *, scores: str, threshold: float = 0.0
+    ) -> None:
         self._context = context
         self._spec = spec
+        self._scores = scores
+        self._threshold = threshold
 
     def scores(self, images: Array) -> Array:
         import torch
 
-        feeds = {self._context.inputs[0].name: network_input(images, self._spec)}
-        output = self._spec.output_key or self._context.outputs[0].name
-        scores = self._context.execute(feeds, outputs=[output])[output]
+        taken = self._context.inputs[0]
+        complete = taken.dtype == "uint8"  # it has preprocessing of its own
+        feeds = {taken.name: images if complete else network_input(images, self._spec)}
+        scores = self._context.execute(feeds, outputs=[self._scores])[self._scores]
+        if self._spec.num_classes == 1:
+            scores = scores - np.float32(self._threshold)
         return _enlarge(torch.from_numpy(scores), images.shape[1], images.shape[2])
 
 

@@ -109,12 +109,12 @@ def unseen_shapes(
                 _fit(height + shift * step, low[1], min(high[1], _LARGEST_SIDE_PX), step),
                 _fit(width + shift * step, low[2], min(high[2], _LARGEST_SIDE_PX), step),
             )
-            shape = (min(batch, high[0]), *size)
+            shape = (max(low[0], min(batch, high[0])), *size)
             if size != traced and shape not in chosen:
                 chosen[shape] = None
                 break
     if verify_max:
-        chosen[(1, high[1], high[2])] = None
+        chosen[(low[0], high[1], high[2])] = None
     return tuple(sorted(chosen, key=lambda shape: shape[0] * shape[1] * shape[2]))
 
 
