@@ -121,8 +121,12 @@ class Series:
 
 
 def turn_order(count: int, round_index: int) -> list[int]:
-    """Give the order of a round: rotated by one each time, and backwards in every other round."""
-    start = round_index % count
+    """Give the order of a round: every rotation forwards, then backwards.
+
+    Over 2 * count rounds each row is equally often at each place, and follows others about
+    equally often.
+    """
+    start = round_index // 2 % count
     order = [*range(start, count), *range(start)]
     return order[::-1] if round_index % 2 else order
 

@@ -1,0 +1,110 @@
+"""The JSON that others' scripts read, key by key, and the tables for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+from rich.console import Console
+
+from fcn_bench.judge import Verdict
+from fcn_bench.report import RowFidelity
+from fcn_bench.tables import csv_text, markdown_text, terminal_table
+from tests.bench.samples import make_key, make_report, make_row
+
+
+def test_document_has_the_keys_of_schema_version_1() -> None:
+    document = make_report(make_row(make_key())).to_json()
+
+    assert document["schema_version"] == 1
+    assert {"environment", "target", "baseline", "rows"} <= document.keys()
+    assert {"cpu", "cores", "libraries", "threads"} <= document["environment"].keys()
+
+
+def test_row_has_the_keys_of_schema_version_1() -> None:
+    row = make_report(make_row(make_key())).to_json()["rows"][0]
+
+    assert row.keys() == {
+        *("backend", "precision", "mode", "scenario", "scope", "batch", "height", "width"),
+        *("latency_ms", "throughput_fps", "speedup", "speedup_best", "fidelity"),
+        *("peak_rss_bytes", "verdict", "notes"),
+    }
+    assert row["latency_ms"].keys() == {
+        *("p50", "p90", "p95", "p99", "mean", "std", "min", "max", "n")
+    }
+    assert row["speedup"].keys() == {"value", "ci95", "against"}
+    assert row["speedup"]["against"] == "eager"
+    assert len(row["speedup"]["ci95"]) == 2
+    assert row["fidelity"].keys() == {
+        *("label_agreement", "near_tie_share", "miou", "miou_drop", "miou_vs_baseline")
+    }
+    assert row["verdict"] == "VALID"
+
+
+def test_document_is_json_with_nulls_where_nothing_was_measured() -> None:
+    row = make_row(make_key(), speedup=None)
+
+    document = json.loads(json.dumps(make_report(row).to_json(), allow_nan=False))
+
+    assert document["rows"][0]["speedup"] is None
+    assert document["rows"][0]["fidelity"]["miou"] is None
+
+
+def test_terminal_table_shows_speed_up_verdict_and_notes() -> None:
+    suspect = make_row(
+        make_key(precision="bf16"), verdict=Verdict.SUSPECT, notes=("6 samples; 20 are the least",)
+    )
+    console = Console(width=200, record=True, file=io.StringIO())
+
+    console.print(terminal_table(make_report(make_row(make_key()), suspect)))
+
+    text = console.export_text()
+    assert "latency, frame (frame in, labels out), 512x512" in text
+    assert "3.00x [2.70, 3.30]" in text
+    assert "SUSPECT" in text
+    assert "6 samples; 20 are the least" in text
+    assert "a note of the run" in text
+
+
+def test_notes_that_differ_in_numbers_alone_are_shown_once() -> None:
+    rows = [
+        make_row(make_key(precision=precision), notes=(f"spread is {share}%; the limit is 25%",))
+        for precision, share in (("fp32", 31), ("bf16", 44))
+    ]
+
+    text = markdown_text(make_report(*rows))
+
+    assert text.count("the limit is 25%") == 1
+    assert "2 rows, such as openvino fp32" in text
+
+
+def test_interval_around_one_says_that_nothing_can_be_told() -> None:
+    assert "cannot tell apart" in markdown_text(make_report(make_row(make_key(), speedup=1.0)))
+
+
+def test_markdown_names_the_machine_and_every_row() -> None:
+    text = markdown_text(
+        make_report(
+            make_row(make_key("torch", mode="eager"), speedup=None),
+            make_row(make_key(), fidelity=RowFidelity(0.9999, 0.0001, 0.8123, 0.02, 0.99)),
+        )
+    )
+
+    assert "A CPU, 2 cores (AVX2, BF16)" in text
+    assert "torch 2.14.1, openvino 2026.4.1" in text
+    assert "| torch | fp32 | eager |" in text
+    assert "0.8123 (-0.02 pt)" in text
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {14}
+
+
+def test_csv_has_one_line_a_row_with_nested_names() -> None:
+    report = make_report(make_row(make_key(), speedup=None), make_row(make_key(precision="bf16")))
+
+    lines = list(csv.DictReader(io.StringIO(csv_text(report))))
+
+    assert [line["precision"] for line in lines] == ["fp32", "bf16"]
+    assert float(lines[0]["latency_ms.p50"]) == 10.0
+    assert lines[1]["speedup.against"] == "eager"
+    assert lines[0]["speedup.value"] == ""
