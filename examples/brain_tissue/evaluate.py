@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 CHECKPOINT = Path(__file__).with_name("brain_tissue.pt")
+
+DARKER = 0.9
+"""Gray values times this are what a slightly different scan would give."""
 
 
 def load_network(checkpoint: Path = CHECKPOINT) -> BrainTissueFCN:
@@ -81,18 +85,27 @@ def score(predicted: NDArray[np.uint8], slices: Slices) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a table of IoU on the test slices: the checkpoint, and gray values alone."""
+    """Print a table of IoU on the test slices, by the network and by gray values alone."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     arguments = parser.parse_args()
 
     train, test = load_slices("train"), load_slices("test")
     network = load_network(arguments.checkpoint)
-    by_network = score(predict_labels(network, test.images), test)
-    by_gray_value = score(predict_by_gray_value(train, test.images), test)
-    print(f"IoU on {len(test)} test slices   network   gray value alone")
-    for name in by_network:
-        print(f"{name:<24}{by_network[name]:>11.4f}{by_gray_value[name]:>19.4f}")
+    darker = replace(test, images=np.rint(test.images * DARKER).astype(np.uint8))
+    columns = [
+        score(labels, test)
+        for slices in (test, darker)
+        for labels in (
+            predict_labels(network, slices.images),
+            predict_by_gray_value(train, slices.images),
+        )
+    ]
+    print(f"IoU on {len(test)} test slices    as they are          10 % darker")
+    print(f"{'':<22}" + f"{'network':>10}{'gray value':>12}" * 2)
+    for name in (*CLASS_NAMES, "mean"):
+        values = [column[name] for column in columns]
+        print(f"{name:<22}" + "{:>10.4f}{:>12.4f}{:>10.4f}{:>12.4f}".format(*values))
 
 
 if __name__ == "__main__":
