@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from fcn_bench.agreement import Agreement
 from fcn_bench.judge import Evidence, judge
 from fcn_bench.report import Row, RowFidelity, RowKey, Speedup
 from fcn_bench.scenarios import Measured
 from fcn_bench.stats import ratio_of_medians, summarise
-from fcn_deploy.errors import BenchmarkError
 from fcn_deploy.tensors import Array
 
 __all__ = ["GroundTruth", "Outcome", "make_rows"]
@@ -46,21 +47,13 @@ class Outcome:
 
 
 def make_rows(measured: Sequence[tuple[Measured, Outcome]]) -> list[Row]:
-    """Judge every row and compare it with PyTorch's rows of its scenario and scope.
-
-    Raises:
-        BenchmarkError: a duration is zero, negative or no number.
-    """
+    """Judge every row and compare it with PyTorch's rows of its scenario and scope."""
     samples = [row for row, _ in measured]
     return [_make_row(row, outcome, samples) for row, outcome in measured]
 
 
 def _make_row(row: Measured, outcome: Outcome, samples: Sequence[Measured]) -> Row:
     durations = [value for part in row.durations_ms for value in part]
-    try:
-        latency = summarise(durations)
-    except ValueError as error:
-        raise BenchmarkError(f"{row.key} cannot be summarised: {error}.") from error
     agreement = outcome.agreement
     foreign = row.series.foreign_cpu
     verdict, reasons = judge(
@@ -79,7 +72,7 @@ def _make_row(row: Measured, outcome: Outcome, samples: Sequence[Measured]) -> R
         notes.append("cannot tell apart from PyTorch eager: the interval holds 1")
     return Row(
         key=row.key,
-        latency_ms=latency,
+        latency_ms=summarise(durations),
         throughput_fps=row.throughput_fps,
         speedup=speedup,
         speedup_best=None if best is None else _speedup(row, best),
@@ -108,8 +101,6 @@ def _same_kind(torch: RowKey, key: RowKey) -> bool:
 
 
 def _median_cost(row: Measured) -> float:
-    import numpy as np
-
     return float(np.median([value for part in row.cost_ms for value in part]))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -9,7 +11,6 @@ from typing import Literal, get_args
 from fcn_bench.report import RowKey
 from fcn_bench.rounds import Series, Track, Work
 from fcn_bench.targets import Candidate
-from fcn_bench.timing import Slice
 from fcn_bench.torch_network import TorchMode
 from fcn_deploy.errors import BenchmarkError
 
@@ -145,53 +146,42 @@ def plan_jobs(
 def measured_rows(
     job: Job, parts: Sequence[tuple[Track, Series]], *, batch: int, height: int, width: int
 ) -> list[Measured]:
-    """Make a job's rows of the series of its tracks."""
+    """Make a job's rows of the series of its tracks.
+
+    Raises:
+        BenchmarkError: a duration is zero, negative or no number.
+    """
     rows = []
     for scenario in job.scenarios:
         for scope in _SCOPES:
-            series = next(
-                series
-                for track, series in parts
-                if track.work == scope or (job.streams == 1 and track.work == "frame")
+            key = RowKey(
+                job.backend, job.precision, job.mode, scenario, scope, batch, height, width
             )
-            durations = series.durations_ms(scope)
-            seconds_a_call = [
-                _seconds_a_call(job, part, values)
-                for part, values in zip(series.slices, durations, strict=True)
-            ]
-            calls = sum(len(values) for values in durations)
-            spent = sum(
-                seconds * len(values)
-                for seconds, values in zip(seconds_a_call, durations, strict=True)
-            )
-            cost = (
-                durations
-                if scenario == "latency"
-                else [[1000 * seconds / batch] for seconds in seconds_a_call]
-            )
-            rows.append(
-                Measured(
-                    RowKey(
-                        job.backend,
-                        job.precision,
-                        job.mode,
-                        scenario,
-                        scope,
-                        batch,
-                        height,
-                        width,
-                    ),
-                    durations,
-                    cost,
-                    calls * batch / spent,
-                    series,
-                )
-            )
+            work = "frame" if job.streams == 1 else scope
+            series = next(series for track, series in parts if track.work == work)
+            rows.append(_measured_row(job, key, series, scope))
     return rows
 
 
-def _seconds_a_call(job: Job, part: Slice, durations_ms: list[float]) -> float:
-    """Give the time that passes from one result to the next."""
-    if job.streams == 1:
-        return sum(durations_ms) / len(durations_ms) / 1000
-    return 1 / part.calls_per_second
+def _measured_row(job: Job, key: RowKey, series: Series, scope: Work) -> Measured:
+    durations = series.durations_ms(scope)
+    if not all(0 < value < math.inf for part in durations for value in part):
+        raise BenchmarkError(
+            f"{key} has a duration that is zero, negative or no number.",
+            hint="This machine's clock cannot be used for measuring.",
+        )
+    seconds_a_call = [
+        # from one result to the next: of one stream its calls, of several their common rate
+        sum(values) / len(values) / 1000 if job.streams == 1 else 1 / part.calls_per_second
+        for part, values in zip(series.slices, durations, strict=True)
+    ]
+    counts = [len(values) for values in durations]
+    spent = sum(map(operator.mul, seconds_a_call, counts))
+    frame_cost = [[1000 * seconds / key.batch] for seconds in seconds_a_call]
+    return Measured(
+        key=key,
+        durations_ms=durations,
+        cost_ms=durations if key.scenario == "latency" else frame_cost,
+        throughput_fps=sum(counts) * key.batch / spent,
+        series=series,
+    )
