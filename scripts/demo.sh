@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 demo=build/demo
 data=$demo/brain
 artifact=$demo/brain_tissue.fcn
+arch=examples.brain_tissue.network:brain_tissue_fcn
 rm -rf "$demo"
 mkdir -p "$demo"
 
@@ -19,7 +20,7 @@ step "Write real MRI slices with their labels, and a video of all of them" \
 
 step "Export the trained network, verify it, measure its mean IoU" \
     fcn-export examples/brain_tissue/brain_tissue.pt \
-    --arch examples.brain_tissue.network:brain_tissue_fcn \
+    --arch "$arch" \
     --color gray --mean 0.5 --std 0.25 --size 240x200 \
     --classes "$data/classes.json" --eval "$data/images" "$data/labels" \
     --output "$artifact" --force
@@ -28,7 +29,7 @@ step "Say what will run it here, and why" \
     fcn-doctor "$artifact"
 
 step "Measure it against PyTorch" \
-    fcn-bench "$artifact" --input "$data/images" --eval "$data/images" "$data/labels" \
+    fcn-bench "$artifact" --arch "$arch" --input "$data/images" --eval "$data/images" "$data/labels" \
     --markdown "$demo/bench.md" --json "$demo/bench.json"
 
 step "Segment one slice that the network was not trained on" \
