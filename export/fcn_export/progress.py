@@ -106,4 +106,4 @@ def _status(entry: Measured, fidelity: Fidelity) -> str:
     """Say whether labels are kept as well as each precision promises."""
     if fidelity.precision == "fp32":
         return "ok" if entry.disagreement.real_share <= MAX_REAL_SHARE else "differs"
-    return "ok" if fidelity.label_agreement >= _AUTO_AGREEMENT else "below 99.9 %"
+    return "ok" if fidelity.label_agreement >= _AUTO_AGREEMENT else "below 99.9%"
