@@ -87,20 +87,19 @@ class Worker(ContextManaged):
         return peak
 
     def close(self) -> None:
-        """End the process: its input ends, then SIGTERM, then SIGKILL. May be called twice."""
+        """End the process, which holds nothing worth saving. May be called twice."""
         super().close()
         for stream in (self._child.stdin, self._child.stdout):
             if stream is not None:
                 # it may have ended with a request unread
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
-        for end in (self._child.terminate, self._child.kill):
-            try:
-                self._child.wait(_END_SECONDS)
-                return
-            except subprocess.TimeoutExpired:
-                end()
-        self._child.wait()
+        self._child.terminate()
+        try:
+            self._child.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
 
     def _ask(self, do: str, **arguments: Any) -> Any:
         request, answers = self._child.stdin, self._child.stdout

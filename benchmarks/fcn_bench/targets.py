@@ -103,6 +103,10 @@ def find_candidates(
         BackendUnavailableError: a backend or precision that was asked for cannot run it here.
         BenchmarkError: nothing can.
     """
+    if backend is not None and backend not in backend_names():
+        raise BackendUnavailableError(
+            f"there is no backend '{backend}' in this release; it has {', '.join(backend_names())}."
+        )
     notes: list[str] = []
     found: list[Candidate] = []
     for name in backend_names() if backend is None else (backend,):
