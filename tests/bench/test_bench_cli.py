@@ -62,8 +62,10 @@ def pooled_mean_iou(tiny: TinyModel) -> float:
     found, truth = [], []
     with Segmenter.open(tiny.artifact, backend="onnxruntime", precision="fp32") as segmenter:
         for path in sorted(tiny.images.iterdir()):
-            found.append(segmenter(cv2.imread(str(path))).labels.ravel())
-            truth.append(cv2.imread(str(tiny.labels / path.name), cv2.IMREAD_GRAYSCALE).ravel())
+            frame = np.asarray(cv2.imread(str(path)))
+            labels = cv2.imread(str(tiny.labels / path.name), cv2.IMREAD_GRAYSCALE)
+            found.append(segmenter(frame).labels.ravel())
+            truth.append(np.asarray(labels).ravel())
     ours, theirs = np.concatenate(found), np.concatenate(truth)
     shares = [
         np.count_nonzero((ours == label) & (theirs == label))
