@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fcn_deploy.onnx_scan.graph import ExternalData, GraphTensor, Node, OnnxGraph, StoredTensor
 from fcn_deploy.onnx_scan.limits import ScanLimits
-from fcn_deploy.onnx_scan.outputs import with_extra_outputs
+from fcn_deploy.onnx_scan.outputs import with_extra_outputs, with_outputs
 from fcn_deploy.onnx_scan.scan import scan_onnx
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "StoredTensor",
     "scan_onnx",
     "with_extra_outputs",
+    "with_outputs",
 ]

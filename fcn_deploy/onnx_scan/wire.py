@@ -26,6 +26,7 @@ __all__ = [
     "Span",
     "encode_delimited",
     "encode_int",
+    "encode_key",
     "encode_varint",
 ]
 
@@ -278,6 +279,11 @@ def encode_int(field: int, value: int) -> bytes:
     return encode_varint(field << 3 | _VARINT) + encode_varint(value & (1 << 64) - 1)
 
 
+def encode_key(field: int, size: int) -> bytes:
+    """Write what stands before the content of a string, bytes or message field."""
+    return encode_varint(field << 3 | _DELIMITED) + encode_varint(size)
+
+
 def encode_delimited(field: int, content: bytes) -> bytes:
     """Write a string, bytes or message field."""
-    return encode_varint(field << 3 | _DELIMITED) + encode_varint(len(content)) + content
+    return encode_key(field, len(content)) + content
