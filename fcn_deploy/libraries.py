@@ -73,6 +73,9 @@ _API = "this project uses functions that came with it"
 
 # The floors of what fcn-deploy requires are those of pyproject.toml; a test compares them.
 LIBRARIES = (
+    Library(
+        "numba", "numba", "compiles the step from scores to labels", "0.61", _API, required=True
+    ),
     Library("numpy", "numpy", "arrays", "2.0", _API, required=True),
     Library(
         *("opencv-python-headless", "cv2", "images and video", "4.14.0.94"),
