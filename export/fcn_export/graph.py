@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,11 @@ def example_size(spec: GraphSpec, *, variation: int = 0) -> tuple[int, int]:
 
 
 def trace(
-    network: nn.Module, spec: GraphSpec, *, size: tuple[int, int] | None = None
+    network: nn.Module,
+    spec: GraphSpec,
+    *,
+    size: tuple[int, int] | None = None,
+    exporters: Sequence[str] | None = None,
 ) -> TracedGraph:
     """Export `network`, in the state that it is in, with preprocessing and head.
 
@@ -75,6 +79,7 @@ def trace(
     Args:
         network: in evaluation mode, on the CPU, float32 (see `borrowed`).
         size: (height, width) in px to trace at; None means `example_size(spec)`.
+        exporters: to try, in this order; None means all, as above.
 
     Raises:
         UnsupportedModelError: no exporter takes the model; the first one's error is chained.
@@ -86,10 +91,10 @@ def trace(
     image[:, ::2, ::3] = 200
     failures: list[BaseException] = []
     bound: TracedGraph | None = None
-    for name, export in _EXPORTERS.items():
+    for name in exporters or _EXPORTERS:
         try:
             with quiet_exporters(), torch.no_grad():
-                model = export(module, image, spec)
+                model = _EXPORTERS[name](module, image, spec)
         except _FAILURES as error:
             log.debug("exporter %s failed", name, exc_info=True)
             failures.append(error)

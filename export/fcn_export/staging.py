@@ -19,8 +19,10 @@ from fcn_export.report import Steps
 from fcn_export.request import ExportRequest
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
+    from fcn_export.graph import TracedGraph
     from fcn_export.loading import LoadedModel
 
 __all__ = ["GRAPH_NAME", "Staged", "stage_module"]
@@ -86,7 +88,7 @@ def stage_module(
     with steps.step("trace"):
         graph = trace(module, spec)
         if graph.fixed:
-            raise _bound_to_size(module, spec, size, graph.fixed)
+            raise _bound_to_size(module, spec, size, graph)
         exporter, opset, note = graph.exporter, graph.opset, graph.note
         file = write_onnx(graph.model, folder / GRAPH_NAME)
         del graph
@@ -101,7 +103,7 @@ def stage_module(
         opset,
         _notes(request, shapes, exporter, opset, note),
         size,
-        lambda: _find_baked(module, spec, size, file),
+        lambda: _find_baked(module, spec, size, file, exporter),
     )
 
 
@@ -162,36 +164,39 @@ def _notes(
 
 
 def _bound_to_size(
-    module: nn.Module,
-    spec: GraphSpec,
-    size: tuple[int, int],
-    fixed: tuple[tuple[str, int], ...],
+    module: nn.Module, spec: GraphSpec, size: tuple[int, int], graph: TracedGraph
 ) -> UnsupportedModelError:
-    from fcn_export.baked import describe_baked, find_baked_nodes
-    from fcn_export.graph import example_size, trace
-
-    other = example_size(spec, variation=1)
-    nodes = find_baked_nodes(
-        trace(module, spec, size=size).model, trace(module, spec, size=other).model
-    )
-    where = ", ".join(f"{name}={value}" for name, value in fixed)
+    where = ", ".join(f"{name}={value}" for name, value in graph.fixed)
+    reason = _compare_traces(module, spec, size, graph.model, graph.exporter)
     return UnsupportedModelError(
-        f"the model is bound to the size it was traced at ({where}): "
-        f"{describe_baked(nodes, size, other)}.",
+        f"the model is bound to the size it was traced at ({where})"
+        + (f": {reason}." if reason else "."),
         hint="Let the model take sizes from its tensors, such as "
         "interpolate(y, size=x.shape[-2:]).",
     )
 
 
 def _find_baked(
-    module: nn.Module, spec: GraphSpec, size: tuple[int, int], file: OnnxFile
+    module: nn.Module, spec: GraphSpec, size: tuple[int, int], file: OnnxFile, exporter: str
 ) -> str | None:
     import onnx
 
+    first = onnx.load_model_from_string(file.data)
+    return _compare_traces(module, spec, size, first, exporter)
+
+
+def _compare_traces(
+    module: nn.Module,
+    spec: GraphSpec,
+    size: tuple[int, int],
+    first: onnx.ModelProto,
+    exporter: str,
+) -> str | None:
+    """Trace once more at another size; say which nodes differ, None if none do."""
     from fcn_export.baked import describe_baked, find_baked_nodes
     from fcn_export.graph import example_size, trace
 
     other = example_size(spec, variation=1)
-    first = onnx.load_model_from_string(file.data)
-    nodes = find_baked_nodes(first, trace(module, spec, size=other).model)
+    second = trace(module, spec, size=other, exporters=(exporter,))
+    nodes = find_baked_nodes(first, second.model)
     return describe_baked(nodes, size, other) if nodes else None

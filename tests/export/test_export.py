@@ -1,0 +1,255 @@
+"""Model in, artifact out, from Python: everything or nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fcn_deploy.artifact import Artifact, ArtifactWriter
+from fcn_deploy.errors import (
+    ArtifactBusyError,
+    ManifestError,
+    NonFiniteWeightsError,
+    OutputExistsError,
+    ParityError,
+    UnsupportedModelError,
+)
+from fcn_deploy.segmenter import Segmenter
+from fcn_deploy.tensors import Precision
+from fcn_export.export import ExportReport, ExportRequest, default_output, export_model
+from fcn_export.frames import natural_frame
+from fcn_export.report import StepEvent
+from tests.export.tiny_networks import BakedWidth, HalfResolution, PoolingBranch, UNet, seeded
+
+SMALL = {"size": (96, 80), "min_size": (32, 32), "max_size": (160, 200)}
+
+
+def request(**options: Any) -> ExportRequest:
+    return ExportRequest(**{**SMALL, **options})
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """HalfResolution in an artifact, exported once for all tests that only look at it."""
+    folder = tmp_path_factory.mktemp("exported")
+    return export_model(seeded(HalfResolution), folder / "model.fcn", request=request())
+
+
+def labels_by_torch(network: nn.Module, frame: Any) -> Any:
+    """ImageNet normalisation, the network, upsampling, argmax; written out once more."""
+    rgb = frame[..., ::-1].astype(np.float32) / 255
+    values = (rgb - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    x = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        scores = nn.functional.interpolate(network.eval()(x), frame.shape[:2], mode="bilinear")
+    return scores.argmax(1)[0].numpy()
+
+
+def test_the_artifact_runs_and_gives_pytorchs_labels(exported: ExportReport) -> None:
+    frame = natural_frame(75, 91, seed=7)
+    expected = labels_by_torch(seeded(HalfResolution), frame)
+
+    for backend in ("openvino", "onnxruntime"):
+        with Segmenter.open(exported.path, backend=backend, precision="fp32") as segmenter:
+            labels = segmenter(frame).labels
+
+        assert np.mean(labels == expected) > 0.999  # near ties may go either way
+
+
+def test_the_manifest_says_what_was_made_and_measured(exported: ExportReport) -> None:
+    manifest = Artifact.open(exported.path).manifest
+
+    assert [entry.name for entry in manifest.files] == ["model.onnx", "report.json"]
+    assert [(t.name, t.dtype, t.layout, t.color) for t in manifest.inputs] == [
+        ("image", "uint8", "NHWC", "bgr")
+    ]
+    assert [(t.name, t.dtype, t.shape) for t in manifest.outputs] == [
+        ("labels", "uint8", (None, None, None))
+    ]
+    assert manifest.shapes.opt == (1, 96, 80)
+    assert manifest.shapes.multiple_of == 1
+    assert len(manifest.classes) == 5
+    assert manifest.source.arch == "tests.export.tiny_networks.HalfResolution"
+    assert manifest.provenance["torch"] == torch.__version__.split("+")[0]
+    (variant,) = manifest.variants
+    measured = {(entry.backend, entry.precision) for entry in variant.fidelity}
+    assert {("openvino", Precision.FP32), ("onnxruntime", Precision.FP32)} <= measured
+    assert all(0.9 < entry.label_agreement <= 1 for entry in variant.fidelity)
+
+
+def test_the_report_has_figures_and_timings_for_every_step(exported: ExportReport) -> None:
+    document = json.loads(Artifact.open(exported.path).read("report.json"))
+
+    assert len(document["parity"]["rows"]) >= 5
+    assert all(row["real_share"] <= 1e-3 for row in document["parity"]["rows"])
+    assert document["exporter"] == "dynamo"
+    assert list(document["timings_seconds"]) == sorted(
+        ["load", "check weights", "try sizes", "trace", "verify", "measure"]
+    )
+    assert document["peak_rss_bytes"] > 1e8
+    assert {"openvino", "onnxruntime"} == {entry["backend"] for entry in document["variants"]}
+
+
+def test_an_existing_artifact_is_kept_unless_force_is_given(
+    exported: ExportReport, tmp_path: Path
+) -> None:
+    events: list[StepEvent] = []
+
+    with pytest.raises(OutputExistsError, match=r"model.fcn' exists\. Replace it with --force"):
+        export_model(seeded(HalfResolution), exported.path, on_step=events.append)
+
+    assert events == []
+
+
+def test_an_artifact_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    with (
+        ArtifactWriter(tmp_path / "model.fcn"),
+        pytest.raises(ArtifactBusyError, match="is writing"),
+    ):
+        export_model(seeded(HalfResolution), tmp_path / "model.fcn")
+
+
+def test_force_replaces_only_after_everything_passed(tmp_path: Path) -> None:
+    output = tmp_path / "model.fcn"
+    export_model(seeded(HalfResolution), output, request=request())
+    before = (output / "model.onnx").read_bytes()
+    spoiled = seeded(HalfResolution)
+    spoiled.stem.weight.data[0, 0, 0, 0] = float("nan")
+
+    with pytest.raises(NonFiniteWeightsError, match=r"stem.weight"):
+        export_model(spoiled, output, request=request(force=True))
+
+    assert (output / "model.onnx").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model.fcn"]
+
+
+@pytest.mark.parametrize("step", ["load", "trace", "verify", "measure", "write"])
+def test_an_interruption_leaves_nothing_and_gives_the_module_back(
+    tmp_path: Path, step: str
+) -> None:
+    network = seeded(HalfResolution).train()
+
+    def interrupt(event: StepEvent) -> None:
+        if event.step == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_model(network, tmp_path / "model.fcn", request=request(), on_step=interrupt)
+
+    assert list(tmp_path.iterdir()) == []
+    assert all(part.training for part in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_unet_is_exported_for_multiples_and_the_runtime_pads(tmp_path: Path) -> None:
+    network = seeded(UNet)
+    frame = natural_frame(50, 61, seed=3)
+    padded = cv2.copyMakeBorder(frame, 0, 6, 0, 3, cv2.BORDER_REPLICATE)
+    expected = labels_by_torch(network, padded)[:50, :61]
+
+    report = export_model(network, tmp_path / "unet.fcn", request=request())
+
+    assert report.shapes.multiple_of == 8
+    assert report.exporter == "dynamo"
+    assert any("multiples of 8 px" in note for note in report.notes)
+    with Segmenter.open(report.path, precision="fp32") as segmenter:
+        labels = segmenter(frame).labels
+    assert labels.shape == (50, 61)
+    assert np.mean(labels == expected) > 0.999
+
+
+def test_a_pooling_branch_is_right_at_sizes_never_seen(tmp_path: Path) -> None:
+    report = export_model(seeded(PoolingBranch), tmp_path / "model.fcn", request=request())
+
+    assert len(report.parity) >= 5
+    assert max(row.max_score_error for row in report.parity) < 1e-4
+
+
+def test_a_size_that_no_exporter_can_free_is_named_with_its_node(tmp_path: Path) -> None:
+    with pytest.raises(
+        ParityError, match=r"holds the size as a constant in '.*Resize' \(Resize: \[151\]"
+    ):
+        export_model(seeded(BakedWidth), tmp_path / "model.fcn", request=request())
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_binary_network_has_two_labels_and_its_mean_iou_is_measured(tmp_path: Path) -> None:
+    network = seeded(HalfResolution, 1, form="dict")
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    labels.mkdir()
+    for index in range(2):
+        frame = natural_frame(70, 53, index)
+        cv2.imwrite(str(images / f"{index}.png"), frame)
+        truth = (frame[..., 1] > 110).astype(np.uint8)
+        truth[:5] = 255
+        cv2.imwrite(str(labels / f"{index}.png"), truth)
+
+    report = export_model(
+        network, tmp_path / "model.fcn", request=request(eval_folders=(images, labels))
+    )
+
+    assert [entry.name for entry in report.classes] == ["0", "1"]
+    assert report.images == "2 labelled images"
+    model = report.to_json()["model"]
+    assert sum(entry["pixels"] for entry in model["per_class"]) == 2 * 65 * 53
+    for entry in report.measured:
+        fidelity = entry.fidelity(report.model)
+        assert fidelity.miou is not None
+        assert fidelity.miou_drop == pytest.approx(100 * (model["miou"] - fidelity.miou))
+        if fidelity.precision is Precision.FP32:
+            assert abs(fidelity.miou_drop or 0.0) < 0.1
+
+
+def test_class_names_must_be_as_many_as_the_network_tells_apart(tmp_path: Path) -> None:
+    names = tmp_path / "classes.txt"
+    names.write_text("road\nsky\n")
+
+    with pytest.raises(ManifestError, match="2 classes are named, but the network tells 5 apart"):
+        export_model(
+            seeded(HalfResolution), tmp_path / "m.fcn", request=request(classes_file=names)
+        )
+
+    assert not (tmp_path / "m.fcn").exists()
+
+
+class OneSize(nn.Module):
+    """A classifier's Linear after Flatten: bound to the size it was made for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 96 * 80, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.linear(x.flatten(1))[..., None, None])
+
+
+def test_a_network_of_one_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="mat1 and mat2"):
+        export_model(seeded(OneSize), tmp_path / "m.fcn", request=request())
+
+
+def test_the_artifact_goes_beside_the_model() -> None:
+    assert default_output(Path("a/b.state.pt")) == Path("a/b.state.fcn")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"size": (32, 32), "min_size": (64, 64)}, "height has min 64, opt 32"),
+    ({"opset": 12}, "opset is 12; 18 or later"),
+    ({"head": "masks"}, "head is 'masks'"),
+    ({"precisions": ("fp64",)}, "precision is 'fp64'"),
+    ({"precisions": ()}, "precisions is empty"),
+    ({"mean": (0.5,)}, "mean has 1 and std 3 values"),
+    ({"std": (0.5, 0.5, 0.0)}, "above 0"),
+])  # fmt: skip
+def test_contradictions_are_refused_before_any_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ExportRequest(**options)
