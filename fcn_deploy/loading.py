@@ -16,6 +16,7 @@ from fcn_deploy.choice import choose_backend, choose_precision, parse_precision
 from fcn_deploy.errors import ArtifactError, ArtifactMissingError, ManifestError
 from fcn_deploy.manifest import Manifest, Preprocess
 from fcn_deploy.onnx_scan import OnnxGraph, scan_onnx
+from fcn_deploy.peel import PeeledTail, peel_tail
 from fcn_deploy.plain_files import read_plain_file
 from fcn_deploy.preprocess import InputFormat, input_format
 from fcn_deploy.tail import find_tail
@@ -64,15 +65,18 @@ class ModelFile:
                 self.artifact.check(name)
         return graph
 
-    def source(self, *, extra_outputs: Sequence[str] = ()) -> ModelSource:
+    def source(self, *, outputs: Sequence[str] | None = None) -> ModelSource:
         """Give what a backend opens.
+
+        Args:
+            outputs: tensors to give out in place of the graph's own; None keeps these.
 
         Raises:
             ArtifactError: the file is damaged, foreign or unsafe to parse.
         """
         if self.graph is None or self.graph.external_files:
-            return ModelSource(self.path, None, tuple(extra_outputs))
-        return ModelSource(self.path, self.data, tuple(extra_outputs))
+            return ModelSource(self.path)
+        return ModelSource(self.path, self.data, None if outputs is None else tuple(outputs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,8 @@ class OutputFormat:
         inner_scores: name of the tensor that holds the scores before upsampling, or None where
             they are the output itself or unknown.
         inner_class_axis: of that tensor.
+        peeled: what the runtime does in place of the graph's tail; None where nothing.
+        not_peeled_because: a phrase, where the graph makes the labels itself.
     """
 
     kind: Literal["labels", "scores"]
@@ -97,6 +103,8 @@ class OutputFormat:
     confidence: str | None = None
     inner_scores: str | None = None
     inner_class_axis: int = 1
+    peeled: PeeledTail | None = None
+    not_peeled_because: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +164,7 @@ def open_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     color: NetworkColor | None = None,
+    peel: bool = True,
 ) -> OpenedModel:
     """Locate, check, choose and load. For the arguments and errors see `Segmenter.open`."""
     file = locate_model(path, precision=precision)
@@ -164,8 +173,13 @@ def open_model(
     chosen, backend_reason = choose_backend(backend, file.path.suffix)
     decided, precision_reason = choose_precision(precision, chosen, file.manifest)
     preprocess = _preprocess(file, mean=mean, std=std, color=color)
+    peeled = _peel(file) if peel else "it was asked for whole"
+    outputs = (peeled.scores,) if isinstance(peeled, PeeledTail) else None
     context = chosen.open(
-        file.source(), precision=decided, num_threads=num_threads, num_streams=num_streams
+        file.source(outputs=outputs),
+        precision=decided,
+        num_threads=num_threads,
+        num_streams=num_streams,
     )
     try:
         return OpenedModel(
@@ -175,7 +189,7 @@ def open_model(
             reason=f"{backend_reason}; {precision_reason}",
             context=context,
             input_format=_input_format(file, context, preprocess),
-            output_format=_output_format(file, context),
+            output_format=_output_format(file, context, peeled),
         )
     except BaseException:
         context.close()
@@ -237,7 +251,23 @@ def _input_format(
     return found
 
 
-def _output_format(file: ModelFile, context: ExecutionContext) -> OutputFormat:
+def _peel(file: ModelFile) -> PeeledTail | str:
+    """Decide whether the graph may stop at its low-resolution scores, or say why not."""
+    graph = file.graph
+    if graph is None:
+        return "only ONNX files are peeled"
+    if graph.external_files:
+        return "its weights lie in files of their own"
+    if len(graph.outputs) != 1:
+        return "it has several outputs"
+    return peel_tail(graph, find_tail(graph))
+
+
+def _output_format(
+    file: ModelFile, context: ExecutionContext, peeled: PeeledTail | str
+) -> OutputFormat:
+    if isinstance(peeled, PeeledTail):
+        return OutputFormat("scores", peeled.scores, threshold=peeled.threshold, peeled=peeled)
     outputs = {spec.name: spec for spec in context.outputs}
     confidence = "confidence" if file.manifest is not None and "confidence" in outputs else None
     main = _main_output(file, [spec for spec in context.outputs if spec.name != confidence])
@@ -251,6 +281,7 @@ def _output_format(file: ModelFile, context: ExecutionContext) -> OutputFormat:
         confidence=confidence,
         inner_scores=scores if scores != main.name else None,
         inner_class_axis=1 if tail is None else tail.low_class_axis,
+        not_peeled_because=peeled if tail is not None and tail.labels is not None else None,
     )
     if found.kind == "scores" and len(main.shape) != 4:
         raise ArtifactError(

@@ -62,6 +62,7 @@ class Segmenter(ContextManaged):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         color: NetworkColor | None = None,
+        peel: bool = True,
     ) -> Segmenter:
         """Load an artifact, a file in one, or a bare ``.onnx`` or ``.xml`` of anyone's making.
 
@@ -73,6 +74,8 @@ class Segmenter(ContextManaged):
             num_streams: how many calls from different threads run at once, sharing the threads.
             mean, std: of values in 0..1, for a bare graph with a float input; None: ImageNet's.
             color: channels that a bare graph expects; None: rgb.
+            peel: stop the network at its low-resolution scores where the runtime's faster head
+                gives the same labels; False runs the whole graph.
 
         Raises:
             ArtifactError: it is missing, damaged, unsafe, or no segmentation network.
@@ -89,6 +92,7 @@ class Segmenter(ContextManaged):
                 mean=mean,
                 std=std,
                 color=color,
+                peel=peel,
             )
         )
 
@@ -109,8 +113,14 @@ class Segmenter(ContextManaged):
 
     @property
     def head(self) -> str:
-        """Where scores become labels: ``"in the graph"`` or ``"in the runtime"``."""
-        return "in the graph" if self._model.output_format.kind == "labels" else "in the runtime"
+        """Where scores become labels: in the graph, or in the runtime, peeled or added; and why."""
+        form = self._model.output_format
+        if form.peeled is not None:
+            return f"in the runtime, peeled from the graph at '{form.name}'"
+        if form.kind == "scores":
+            return "in the runtime, as the graph ends in scores"
+        why = form.not_peeled_because
+        return "in the graph" if why is None else f"in the graph, as {why}"
 
     @property
     def shapes(self) -> ShapeRange | None:
@@ -122,8 +132,8 @@ class Segmenter(ContextManaged):
 
         Args:
             frame_bgr: uint8 [H, W, 3] in 0..255; not modified.
-            scores: give the class scores as well. The first such call loads the network once
-                more, with the scores as an output.
+            scores: give the class scores as well. Where the graph makes its labels itself, the
+                first such call loads the network once more, with the scores as an output.
 
         Returns:
             Labels in the frame's own coordinates, owned by the caller.
@@ -193,24 +203,23 @@ class Segmenter(ContextManaged):
     def finish(
         self, outputs: Mapping[str, Array], frames_bgr: Sequence[Array], *, scores: bool = False
     ) -> list[Segmentation]:
-        """Turn what `execute` gave into one result a frame, cropped to the frames' size."""
+        """Turn what `execute` gave into one result a frame, of the frames' own size."""
         form = self._model.output_format
-        size = frames_bgr[0].shape[:2]
-        main = outputs[form.name]
+        size: tuple[int, int] = frames_bgr[0].shape[:2]
         if form.kind == "labels":
-            labels = [self._crop_labels(one, size) for one in main]
+            labels = self._crop_labels(outputs[form.name], size)
         else:
-            labels = [self._label(one, size) for one in _classes_first(main, form.class_axis)]
+            labels = self._label(_classes_first(outputs[form.name], form.class_axis), size)
         all_scores = self._scores_of(outputs) if scores else None
-        confidence = outputs[form.confidence] if form.confidence is not None else None
+        confidence = None
+        if form.confidence is not None:
+            confidence = outputs[form.confidence][:, : size[0], : size[1]]
         return [
             Segmentation(
                 labels=labels[i],
                 classes=self.classes,
                 scores=None if all_scores is None else all_scores[i],
-                confidence=None
-                if confidence is None
-                else np.ascontiguousarray(confidence[i, : size[0], : size[1]]),
+                confidence=None if confidence is None else np.ascontiguousarray(confidence[i]),
                 frame_bgr=frame,
             )
             for i, frame in enumerate(frames_bgr)
@@ -252,23 +261,42 @@ class Segmenter(ContextManaged):
                 )
 
     def _label(self, scores: Array, size: tuple[int, int]) -> Array:
-        threshold = self._model.output_format.threshold
-        if self.shapes is None:
-            return upsample_argmax(scores, size, threshold=threshold)
-        # an artifact's scores are of the padded frame's size
-        return upsample_argmax(scores[:, : size[0], : size[1]], size, threshold=threshold)
+        """Give labels [N, H, W] of scores [N, C, h, w]."""
+        form = self._model.output_format
+        padded = size if self.shapes is None else self.shapes.padded_size(*size)
+        if form.peeled is None:
+            if self.shapes is not None:  # an artifact's scores are of the padded frame's size
+                scores = scores[:, :, : size[0], : size[1]]
+            return upsample_argmax(scores, size, threshold=form.threshold)
+        if form.peeled.factors is not None:
+            padded = (
+                scores.shape[2] * form.peeled.factors[0],
+                scores.shape[3] * form.peeled.factors[1],
+            )
+        if form.peeled.coordinates == "pytorch_half_pixel":  # a single pixel is the first sample
+            scores = scores[:, :, : 1 if padded[0] == 1 else None, : 1 if padded[1] == 1 else None]
+        labels = upsample_argmax(
+            scores,
+            padded,
+            align_corners=form.peeled.coordinates == "align_corners",
+            threshold=form.threshold,
+        )
+        return self._crop_labels(labels, size)
 
     def _crop_labels(self, labels: Array, size: tuple[int, int]) -> Array:
-        labels = labels.squeeze(0) if labels.ndim == 3 else labels  # [1, H, W] of some exporters
-        if labels.ndim != 2 or labels.shape[0] < size[0] or labels.shape[1] < size[1]:
+        """Cut labels [N, H, W] to the frame's size, as uint8, or uint16 above 256 classes."""
+        if labels.ndim == 4 and labels.shape[1] == 1:
+            labels = labels[:, 0]  # some exporters keep the axis of the classes
+        if labels.ndim != 3 or labels.shape[1] < size[0] or labels.shape[2] < size[1]:
             raise ExecutionError(
-                f"'{self.path.name}' gave labels {list(labels.shape)} for a frame of {list(size)}."
+                f"'{self.path.name}' gave labels {list(labels.shape)} for frames of {list(size)}."
             )
-        cropped = labels[: size[0], : size[1]]
-        if cropped.dtype != np.uint8:
-            # int32 above 256 classes; int64 in graphs of others
-            cropped = cropped.astype(np.uint8 if cropped.max() < 256 else np.uint16)
-        return np.ascontiguousarray(cropped)
+        if labels.dtype not in (np.uint8, np.uint16):
+            many = len(self.classes) > 256 or int(labels.max()) > 255
+            labels = labels.astype(np.uint16 if many else np.uint8)
+        if labels.shape[1:] == size:
+            return labels
+        return np.ascontiguousarray(labels[:, : size[0], : size[1]])
 
     def _scores_of(self, outputs: Mapping[str, Array]) -> Array:
         form = self._model.output_format
@@ -285,16 +313,17 @@ class Segmenter(ContextManaged):
 
     def _context_with_scores(self) -> ExecutionContext:
         model, form = self._model, self._model.output_format
-        if form.inner_scores is None:
-            if form.kind == "scores":
-                return model.context
+        if form.inner_scores is None and form.kind == "scores":
+            return model.context
+        if form.inner_scores is None or model.file.source().data is None:
             raise ArtifactError(
                 f"the class scores were not found in '{self.path}'.",
                 hint="Export the model again with --head scores.",
             )
         with self._scores_lock:
             if self._scores_context is None:
-                source = model.file.source(extra_outputs=(form.inner_scores,))
+                wanted = [*(spec.name for spec in model.context.outputs), form.inner_scores]
+                source = model.file.source(outputs=wanted)
                 self._scores_context = model.backend.open(source, precision=model.precision)
             return self._scores_context
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from fcn_deploy.errors import ClosedError, DTypeError, ForkedProcessError, ShapeError
+from fcn_deploy.onnx_scan import with_outputs
 from fcn_deploy.tensors import Array, Precision, TensorSpec
 
 __all__ = ["Backend", "ContextManaged", "ExecutionContext", "ModelSource", "check_feeds"]
@@ -23,12 +24,19 @@ class ModelSource:
         path: where it was read; for messages, and for external data beside it.
         data: the bytes that were checked, or None where the library must open `path` itself
             (external data, an OpenVINO `.xml`).
-        extra_outputs: names of inner float32 tensors to give out beside the graph's own outputs.
+        outputs: tensors to give out, inner ones or outputs, in place of the graph's own; None
+            keeps these. Only of models that come as `data`.
     """
 
     path: Path
     data: bytes | None = field(default=None, repr=False)
-    extra_outputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] | None = None
+
+    def cut_data(self) -> bytes:
+        """Give the bytes of the model that makes `outputs`."""
+        if self.data is None:
+            raise ValueError(f"'{self.path}' is opened by path")
+        return self.data if self.outputs is None else with_outputs(self.data, self.outputs)
 
 
 class ExecutionContext(Protocol):

@@ -11,7 +11,6 @@ import numpy as np
 from fcn_deploy.backends.base import ContextManaged, ModelSource, check_feeds
 from fcn_deploy.errors import ArtifactError, BackendUnavailableError, ExecutionError
 from fcn_deploy.machine import usable_cores
-from fcn_deploy.onnx_scan import with_extra_outputs
 from fcn_deploy.tensors import Array, Precision, TensorSpec
 
 __all__ = ["OnnxRuntimeBackend"]
@@ -69,10 +68,7 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = max(1, (num_threads or usable_cores()) // num_streams)
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL
-        if source.data is None:
-            model: str | bytes = str(source.path)
-        else:
-            model = with_extra_outputs(source.data, source.extra_outputs)
+        model = str(source.path) if source.data is None else source.cut_data()
         try:
             session = library.InferenceSession(model, options, providers=[_PROVIDER])
         except _errors() as error:

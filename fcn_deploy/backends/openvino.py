@@ -16,7 +16,6 @@ from fcn_deploy.errors import (
     ExecutionError,
 )
 from fcn_deploy.machine import usable_cores
-from fcn_deploy.onnx_scan import with_extra_outputs
 from fcn_deploy.tensors import Array, Precision, TensorSpec
 
 __all__ = ["OpenVinoBackend"]
@@ -64,7 +63,8 @@ class OpenVinoBackend:
         }
         core = library.Core()
         try:
-            compiled = core.compile_model(_read(core, source), "CPU", config)
+            model = str(source.path) if source.data is None else source.cut_data()
+            compiled = core.compile_model(core.read_model(model), "CPU", config)
         except (RuntimeError, UnicodeDecodeError) as error:
             raise ArtifactError(
                 f"openvino refused '{source.path}': {_first_line(error)}",
@@ -131,15 +131,6 @@ def _library() -> Any:
             "the backend 'openvino' is not installed.", hint="pip install 'fcn-deploy[cpu]'"
         ) from error
     return openvino
-
-
-def _read(core: Any, source: ModelSource) -> Any:
-    if source.data is None:
-        model = core.read_model(str(source.path))
-        if source.extra_outputs:
-            model.add_outputs(list(source.extra_outputs))
-        return model
-    return core.read_model(with_extra_outputs(source.data, source.extra_outputs))
 
 
 def _shared_tensor(array: Array) -> Any:

@@ -34,9 +34,9 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 def open_graph(
-    backend: Backend, data: bytes = GRAPH, *, extra_outputs: tuple[str, ...] = ()
+    backend: Backend, data: bytes = GRAPH, *, outputs: tuple[str, ...] | None = None
 ) -> ExecutionContext:
-    return backend.open(ModelSource(Path("model.onnx"), data, extra_outputs))
+    return backend.open(ModelSource(Path("model.onnx"), data, outputs))
 
 
 def image(height: int = 12, width: int = 16, *, batch: int = 1) -> Array:
@@ -78,7 +78,7 @@ def test_all_backends_agree() -> None:
 
 
 def test_an_inner_tensor_can_be_given_out_too(backend: Backend) -> None:
-    context = open_graph(backend, extra_outputs=("network_scores",))
+    context = open_graph(backend, outputs=("labels", "network_scores"))
 
     outputs = context.execute({"image": image()})
     only = context.execute({"image": image()}, outputs=["network_scores"])
@@ -86,6 +86,16 @@ def test_an_inner_tensor_can_be_given_out_too(backend: Backend) -> None:
     assert outputs["network_scores"].shape == (1, 3, 6, 8)
     assert outputs["network_scores"].dtype == np.float32
     assert list(only) == ["network_scores"]
+
+
+def test_a_cut_network_gives_the_same_inner_tensor(backend: Backend) -> None:
+    whole = open_graph(backend, outputs=("labels", "network_scores"))
+    cut = open_graph(backend, outputs=("network_scores",))
+
+    expected = whole.execute({"image": image()})["network_scores"]
+
+    assert [spec.name for spec in cut.outputs] == ["network_scores"]
+    np.testing.assert_array_equal(cut.execute({"image": image()})["network_scores"], expected)
 
 
 def test_results_belong_to_the_caller(backend: Backend) -> None:

@@ -75,7 +75,7 @@ def test_it_says_what_runs_and_why(tmp_path: Path) -> None:
 
     assert "onnxruntime fp32" in repr(segmenter)
     assert "onnxruntime was asked for" in repr(segmenter)
-    assert segmenter.head == "in the graph"
+    assert segmenter.head == "in the runtime, peeled from the graph at 'network_scores'"
     assert segmenter.shapes == MANIFEST.shapes
 
 
@@ -223,7 +223,7 @@ def test_a_bare_float_graph_gets_its_preprocessing_and_its_head(
     result = segmenter(frame(24, 32), scores=True)
 
     assert segmenter.precision is Precision.FP32
-    assert segmenter.head == "in the runtime"
+    assert segmenter.head == "in the runtime, as the graph ends in scores"
     assert "has no manifest" in caplog.text
     assert color in caplog.text
     assert result.labels.shape == (24, 32)
