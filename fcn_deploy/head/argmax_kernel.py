@@ -92,7 +92,7 @@ def _argmax_bands(
             _find_winners(planes[top], best, winners[top])
         unseen = row + 1
         if identity:
-            labels[start, :] = winners[top, :width]
+            _put_row(winners[top], labels, start)
             continue
         loaded = min(row + 1, height - 1)
         _copy_row(scores, threshold, loaded, planes[1 - top], taint)
@@ -106,10 +106,10 @@ def _argmax_bands(
             length = min(_GROUP, stop - y)
             if not mixed:
                 for r in range(length):
-                    labels[y + r, :] = fill[:size]
+                    _put_row(fill, labels, y + r)
                 continue
             for r in range(length):
-                group[r, :] = fill
+                _put_row(fill, group, r)
             for run in range(len(columns.starts) - 1):
                 x, end = columns.starts[run], columns.starts[run + 1]
                 cell = columns.cells[x]
@@ -123,11 +123,21 @@ def _argmax_bands(
                             *(rows.near, rows.far, y + r, corners, ids, many),
                         )
             for r in range(length):
-                labels[y + r, :] = group[r, :size]
+                _put_row(group[r], labels, y + r)
     beyond = height if last == len(rows.starts) - 1 else rows.cells[rows.starts[last]]
     for row in range(unseen, beyond):
         _copy_row(scores, threshold, row, planes[0], taint)
-    return not np.isnan(taint).any()
+    finite = True
+    for x in range(width):
+        finite &= taint[x] == _ZERO
+    return finite
+
+
+@part
+def _put_row(line: Array, target: Array, row: int) -> None:
+    """Copy the first part of a line, as long as a row of the target, into that row."""
+    for x in range(target.shape[1]):
+        target[row, x] = line[x]
 
 
 @part
@@ -135,8 +145,8 @@ def _copy_row(scores: Array, threshold: float, row: int, planes: Array, taint: A
     """Copy a row of samples, its last one twice; `taint` becomes NaN at NaN and infinity."""
     classes, _, width = scores.shape
     shift = len(planes) - classes
-    if shift:
-        planes[0, :] = threshold
+    for x in range(shift * len(planes[0])):
+        planes[0, x] = threshold
     for c in range(classes):
         for x in range(width):
             value = scores[c, row, x]
@@ -148,8 +158,9 @@ def _copy_row(scores: Array, threshold: float, row: int, planes: Array, taint: A
 @part
 def _find_winners(planes: Array, best: Array, winners: Array) -> None:
     """Find each sample's best class, the lowest of equals."""
-    best[:] = planes[0]
-    winners[:] = 0
+    for x in range(len(best)):
+        best[x] = planes[0, x]
+        winners[x] = 0
     for c in range(1, len(planes)):
         label = np.int32(c)
         for x in range(len(best)):
@@ -187,7 +198,9 @@ def _raise_bars(upper: Array, lower: Array, above: Array, below: Array, bars: Ar
 @part
 def _find_contenders(upper: Array, lower: Array, bars: Array, contenders: Array) -> None:
     """Set a bit for each class that reaches a bar at any corner of a cell."""
-    contenders[:] = 0
+    for word in range(len(contenders)):
+        for x in range(contenders.shape[1]):
+            contenders[word, x] = 0
     for c in range(len(upper)):
         bit = np.uint32(1) << np.uint32(c % _WORD)
         word = c // _WORD
@@ -211,7 +224,8 @@ def _fill_row(winners: Array, columns: Axis, fill: Array) -> None:
         after = run + 1
         while after < runs and winners[columns.cells[columns.starts[after]]] == label:
             after += 1
-        fill[columns.starts[run] : columns.starts[after]] = label
+        for x in range(columns.starts[run], columns.starts[after]):
+            fill[x] = label
         run = after
 
 
