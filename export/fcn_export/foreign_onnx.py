@@ -82,7 +82,7 @@ def stage_onnx(
         steps.tell(f"opset {graph.opset}, {len(graph.nodes)} nodes, {network.input}")
     weights = path if graph.external_files else None
     given = OnnxFile(path, data, weights)
-    context = stack.enter_context(given.opened(_BACKEND, outputs=_inner(network)))
+    context = stack.enter_context(given.opened(_BACKEND, inner=_inner(network)))
     with steps.step("try sizes"):
         spec, shapes = _plan(context, network, request)
         steps.tell(f"{spec.num_classes} classes, {shapes.multiple_of} px steps")

@@ -124,7 +124,9 @@ def measure(
     with ExitStack() as stack:
         contexts = [
             stack.enter_context(
-                model.opened(candidate.backend, precision=candidate.precision, outputs=inner)
+                model.opened(
+                    candidate.backend, precision=candidate.precision, outputs=(*names, *inner)
+                )
             )
             for candidate in candidates
         ]

@@ -50,19 +50,22 @@ class OnnxFile:
         backend: str,
         *,
         precision: Precision = Precision.FP32,
-        outputs: tuple[str, ...] = (),
+        inner: tuple[str, ...] = (),
     ) -> Iterator[ExecutionContext]:
-        """Load the model into a backend, with inner tensors as further outputs.
+        """Load the model into a backend.
+
+        Args:
+            inner: tensors to give out as well. The model's own bytes are not rewritten for it.
 
         Raises:
             BackendUnavailableError: the backend or the precision is not available here.
             ArtifactError: the backend refuses the model.
         """
         beside = self.path.with_name(f".{self.path.name}.inner")
-        source = ModelSource(self.path, self.data, outputs)
+        data = with_extra_outputs(self.data, inner)
+        source = ModelSource(self.path, data)
         if self.weights is not None:
-            # a library finds the weights only from a file beside them
-            beside.write_bytes(with_extra_outputs(self.data, outputs))
+            beside.write_bytes(data)  # a library finds the weights only from a file beside them
             source = ModelSource(beside)
         context = None
         try:

@@ -145,7 +145,7 @@ def verify(
         for name in (SCORES, LOW_RESOLUTION_SCORES)
         if name not in names and f"{name}".encode() in model.data
     )
-    with model.opened(_BACKEND, outputs=inner) as context:
+    with model.opened(_BACKEND, inner=inner) as context:
         for batch, height, width in shapes:
             on_shape((batch, height, width))
             images = natural_batch(batch, height, width, _SEED)

@@ -23,10 +23,18 @@ from fcn_deploy.errors import (
 )
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.tensors import Precision
+from fcn_export import graph
 from fcn_export.export import ExportReport, ExportRequest, default_output, export_model
 from fcn_export.frames import natural_frame
 from fcn_export.report import StepEvent
-from tests.export.tiny_networks import BakedWidth, HalfResolution, PoolingBranch, UNet, seeded
+from tests.export.tiny_networks import (
+    BakedHeight,
+    BakedWidth,
+    HalfResolution,
+    PoolingBranch,
+    UNet,
+    seeded,
+)
 
 SMALL = {"size": (96, 80), "min_size": (32, 32), "max_size": (160, 200)}
 
@@ -177,6 +185,19 @@ def test_a_size_that_no_exporter_can_free_is_named_with_its_node(tmp_path: Path)
         ParityError, match=r"holds the size as a constant in '.*Resize' \(Resize: \[151\]"
     ):
         export_model(seeded(BakedWidth), tmp_path / "model.fcn", request=request())
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_every_exporter_binds_to_a_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "_EXPORTERS", {"dynamo": graph._EXPORTERS["dynamo"]})
+
+    with pytest.raises(
+        UnsupportedModelError, match=r"bound to the size .* \(H=107, W=151\): .* \(Resize"
+    ):
+        export_model(seeded(BakedHeight), tmp_path / "model.fcn", request=request())
 
     assert list(tmp_path.iterdir()) == []
 

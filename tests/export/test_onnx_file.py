@@ -52,7 +52,7 @@ def test_large_weights_go_to_a_plain_file_beside_the_model(tmp_path: Path, backe
     assert file.size_bytes > 4800
     with whole.opened(backend) as context:
         expected = context.execute({"image": image})["labels"]
-    with file.opened(backend, outputs=("scores",)) as context:
+    with file.opened(backend, inner=("scores",)) as context:
         found = context.execute({"image": image})
     assert np.array_equal(found["labels"], expected)
     assert found["scores"].shape == (1, 5, 6, 400)

@@ -97,7 +97,7 @@ class BakedHeight(nn.Module):
 
 
 class BakedWidth(nn.Module):
-    """Remembers the first width that it saw, so that no tracer can know better."""
+    """A branch on data and a size made `int`: only the TorchScript tracer takes it, and bakes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,8 +105,9 @@ class BakedWidth(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scores = self.stem(x)
-        width = len(x.new_zeros(1, 1, 1, x.shape[3])[0, 0, 0].tolist())
-        return F.interpolate(scores, size=(x.shape[2], width), mode="bilinear")
+        if float(scores.abs().mean()) < 0:
+            scores = scores * 2
+        return F.interpolate(scores, size=(x.shape[2], int(x.shape[3])), mode="bilinear")
 
 
 class BranchOnData(nn.Module):
