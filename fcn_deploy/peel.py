@@ -19,8 +19,8 @@ from fcn_deploy.tail import Tail
 
 __all__ = ["Coordinates", "PeeledTail", "peel_tail"]
 
-Coordinates = Literal["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"]
-"""ONNX's names for how a Resize maps an output pixel to the scores."""
+Coordinates = Literal["half_pixel", "pytorch_half_pixel", "align_corners"]
+"""ONNX's names for how a Resize maps an output pixel to the scores, as far as the head can."""
 
 
 @dataclass(frozen=True, slots=True)
