@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fcn_deploy.head.upsample import upsample_argmax, upsample_confidence
+from fcn_deploy.head.upsample import load_kernels, upsample_argmax, upsample_confidence
 
-__all__ = ["upsample_argmax", "upsample_confidence"]
+__all__ = ["load_kernels", "upsample_argmax", "upsample_confidence"]

@@ -6,8 +6,10 @@ when scores are to become labels. Kernels release the GIL, start no threads and 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pickle import PickleError
+from typing import Any, TypeVar, cast
 
 from numba import njit, typeof, types
 from numba.extending import intrinsic
@@ -15,6 +17,11 @@ from numba.extending import intrinsic
 from fcn_deploy.head.geometry import make_axis
 
 __all__ = ["instruction", "kernel", "part"]
+
+_log = logging.getLogger(__name__)
+
+_CACHE_FAULTS = (OSError, EOFError, PickleError)
+"""What Numba lets through when the disk is full, or a file of its cache is damaged."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -40,9 +47,20 @@ def kernel(function: _Function, result: Any, *arguments: Any) -> _Function:
     axis = typeof(make_axis(1, 1, align_corners=False))  # type: ignore[no-untyped-call]  # Numba
     scores = types.Array(types.float32, 3, "A", readonly=True)
     signature = result(scores, types.float32, axis, axis, types.intp, types.intp, *arguments)
-    compiled: _Function
     try:
-        compiled = njit(signature, nogil=True, cache=True)(function)
-    except (RuntimeError, OSError):  # no such folder can be written to, or its disk is full
-        compiled = njit(signature, nogil=True)(function)
+        dispatcher = njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # Numba found no folder that it may write to
+        return _in_memory(function, signature)
+    try:
+        dispatcher.compile(signature)
+    except _CACHE_FAULTS as exc:
+        _log.warning("Numba's cache in %s fails: %r", dispatcher.stats.cache_path, exc)
+        if not dispatcher.signatures:  # else only writing failed
+            return _in_memory(function, signature)
+    dispatcher.disable_compile()  # other types are a mistake, not a reason to wait for seconds
+    return cast(_Function, dispatcher)
+
+
+def _in_memory(function: _Function, signature: Any) -> _Function:
+    compiled: _Function = njit(signature, nogil=True)(function)
     return compiled

@@ -13,7 +13,7 @@ from fcn_deploy.head.geometry import Axis, make_axis
 from fcn_deploy.machine import usable_cores
 from fcn_deploy.tensors import Array
 
-__all__ = ["upsample_argmax", "upsample_confidence"]
+__all__ = ["load_kernels", "upsample_argmax", "upsample_confidence"]
 
 _MAX_CLASSES = 1 << 16
 
@@ -22,6 +22,17 @@ _ITEMS_PER_THREAD = 1 << 20
 
 _PARTS_PER_THREAD = 4
 """More than one, because mixed cells, which cost the time, are not spread evenly."""
+
+
+def load_kernels(num_classes: int) -> None:
+    """Load the compiled code that `upsample_argmax` needs, so that the first frame does not wait.
+
+    Takes half a second, mostly Numba's import; and seconds the first time on a machine, when the
+    code is compiled. May run in another thread while a network loads.
+    """
+    from fcn_deploy.head.argmax_kernel import argmax_kernel
+
+    argmax_kernel(_label_dtype(num_classes).name)
 
 
 def upsample_argmax(
@@ -64,7 +75,7 @@ def upsample_argmax(
     """
     batch = _as_batch(scores, size)
     shape = (*scores.shape[:-3], *size)
-    dtype = np.dtype(np.uint8 if batch.shape[1] <= 256 else np.uint16)
+    dtype = _label_dtype(batch.shape[1])
     if out is None:
         out = np.empty(shape, dtype)
     elif out.shape != shape or out.dtype != dtype:
@@ -172,6 +183,10 @@ def _threads(batch: Array, size: tuple[int, int], num_threads: int | None) -> in
 @cache
 def _usable_cores() -> int:
     return usable_cores()  # reads the kernel's files, which takes longer than a small frame
+
+
+def _label_dtype(num_classes: int) -> np.dtype[np.unsignedinteger]:
+    return np.dtype(np.uint8 if num_classes <= 256 else np.uint16)
 
 
 def _axes(batch: Array, size: tuple[int, int], align_corners: bool) -> tuple[Axis, Axis]:

@@ -33,7 +33,8 @@ class Interpolated:
 
     @property
     def labels(self) -> Array:
-        return self.scores.argmax(0)
+        best: Array = self.scores.argmax(0)
+        return best
 
     def shortfall(self, labels: Array) -> Array:
         """Give by how much the scores of given labels miss the best ones, [H, W]."""

@@ -107,7 +107,7 @@ def sizes(largest: int) -> st.SearchStrategy[tuple[int, int]]:
     return st.tuples(st.integers(1, largest), st.integers(1, largest))
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @example("huge range", 21, (7, 9), (70, 40), False, 0)  # bands of more rows than a group
 @example("noise", 300, (3, 4), (9, 40), False, 0)  # uint16, many words of contenders
 @example("ties", 256, (3, 3), (24, 24), True, 0)
