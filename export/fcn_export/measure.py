@@ -124,9 +124,7 @@ def measure(
     with ExitStack() as stack:
         contexts = [
             stack.enter_context(
-                model.opened(
-                    candidate.backend, precision=candidate.precision, outputs=(*names, *inner)
-                )
+                model.opened(candidate.backend, precision=candidate.precision, inner=inner)
             )
             for candidate in candidates
         ]
