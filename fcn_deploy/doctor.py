@@ -13,9 +13,10 @@ from fcn_deploy import __version__
 from fcn_deploy.backends import backend_names, get_backend
 from fcn_deploy.errors import BackendUnavailableError
 from fcn_deploy.libraries import LibraryStatus, check_libraries
-from fcn_deploy.loading import locate_model, open_model
+from fcn_deploy.loading import locate_model
 from fcn_deploy.machine import Machine, describe_machine, distribution_version, version_numbers
 from fcn_deploy.manifest import Fidelity, Manifest
+from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.tensors import Precision
 
 __all__ = [
@@ -31,12 +32,6 @@ SCHEMA_VERSION = 1
 
 # of FFmpeg 8.1.2, the first release without CVE-2026-8461 (out of bounds write, MagicYUV)
 _SAFE_LIBAVCODEC = "62.28.102"
-
-# where the class map is computed, by what the graph gives
-_HEADS = {
-    "labels": "in the graph, which is run whole",
-    "scores": "by the runtime, from the scores that the graph gives",
-}
 
 # these change how many threads a backend or PyTorch starts
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -178,19 +173,18 @@ def _diagnose_model(path: Path) -> ModelDiagnosis:
     variants = () if manifest is None else _variants(manifest)
     classes = None if manifest is None else tuple(entry.name for entry in manifest.classes)
     try:
-        model = open_model(path)
+        with Segmenter.open(path) as segmenter:
+            return ModelDiagnosis(
+                path=str(path),
+                classes=classes,
+                variants=variants,
+                backend=segmenter.backend,
+                precision=segmenter.precision,
+                reason=segmenter.reason,
+                head=segmenter.head,
+            )
     except BackendUnavailableError as error:
         return ModelDiagnosis(str(path), classes, variants, problem=str(error))
-    model.context.close()
-    return ModelDiagnosis(
-        path=str(path),
-        classes=classes,
-        variants=variants,
-        backend=model.backend.name,
-        precision=model.precision,
-        reason=model.reason,
-        head=_HEADS[model.output_format.kind],
-    )
 
 
 def _variants(manifest: Manifest) -> tuple[VariantStatus, ...]:

@@ -103,6 +103,14 @@ def test_doctor_and_pyproject_agree_on_the_oldest_release(library: Any) -> None:
     }
 
 
+def test_doctor_knows_every_library_that_users_get() -> None:
+    extras = PROJECT["optional-dependencies"].values()
+    texts = [*PROJECT["dependencies"], *(text for extra in extras for text in extra)]
+    names = {Requirement(text).name for text in texts} - {PROJECT["name"]}
+
+    assert names <= {library.distribution for library in LIBRARIES}
+
+
 def test_all_is_every_extra() -> None:
     extras = PROJECT["optional-dependencies"]
 

@@ -123,13 +123,13 @@ def test_model_is_described_as_the_segmenter_would_open_it(
     capsys: pytest.CaptureFixture[str], artifact: Path
 ) -> None:
     with Segmenter.open(artifact) as segmenter:
-        expected = (segmenter.backend, segmenter.precision, segmenter.reason)
+        expected = (segmenter.backend, segmenter.precision, segmenter.reason, segmenter.head)
 
     status, document = run_json(capsys, str(artifact))
 
     model = document["model"]
     assert status == 0
-    assert (model["backend"], model["precision"], model["reason"]) == expected
+    assert (model["backend"], model["precision"], model["reason"], model["head"]) == expected
     assert model["classes"] == ["blue", "green", "red"]
     assert [variant["file"] for variant in model["variants"]] == ["model.onnx"]
     assert model["variants"][0]["fidelity"][0]["miou"] == 0.75
