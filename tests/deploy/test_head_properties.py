@@ -175,6 +175,17 @@ def test_ties_go_to_the_lowest_class_at_every_pixel(
     assert np.array_equal(labels, interpolate(scores, size).labels)
 
 
+def test_mean_of_winners_that_rounds_up_excludes_no_winner() -> None:
+    # a quarter of 6 units is rounded to 2, that of 5 to 1: three of 6 and one of 5 make 7
+    smallest = np.float32(2.0**-149)
+    winners = np.array([[[5, 6], [5, 5]], [[6, 6], [6, 6]]]) * smallest
+    scores = np.concatenate([np.full((3, 2, 2), -1), winners]).astype(np.float32)
+
+    labels = upsample_argmax(scores, (16, 16))
+
+    assert set(np.unique(labels)) == {3, 4}
+
+
 @settings(max_examples=60)
 @given(st.sampled_from(KINDS), sizes(8), sizes(40), st.booleans(), st.integers(0, 2**32 - 1))
 def test_a_class_never_loses_to_its_own_copy(
