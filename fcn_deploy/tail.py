@@ -9,7 +9,8 @@ from fcn_deploy.onnx_scan import Node, OnnxGraph
 
 __all__ = ["Tail", "find_tail"]
 
-_FLOAT_CODES = frozenset((1, 10, 11, 16))  # TensorProto.DataType: float, float16, double, bfloat16
+_WIDE_FLOATS = frozenset((1, 11))  # TensorProto.DataType: float, double; others would round
+_BOOL = 9
 _FLOATS = frozenset(("float32", "float16", "float64", "bfloat16"))
 _ACTIVATIONS: dict[str, Literal["softmax", "sigmoid"]] = {
     "Softmax": "softmax",
@@ -17,7 +18,10 @@ _ACTIVATIONS: dict[str, Literal["softmax", "sigmoid"]] = {
     "Sigmoid": "sigmoid",
 }
 _LABEL_PASSES = frozenset(("Cast", "Squeeze", "Identity"))
-_THRESHOLDS = frozenset(("Greater", "GreaterOrEqual"))
+_THRESHOLDS: dict[str, Literal["lower", "higher"]] = {
+    "Greater": "lower",
+    "GreaterOrEqual": "higher",
+}
 _SOFTMAX_BY_AXIS_OPSET = 13  # before, Softmax took all axes from its own on as one
 
 
@@ -41,6 +45,8 @@ class Tail:
         probabilities: `scores` are activated already, before they are enlarged.
         labels: how the output's class ids are made; None where the output is scores.
         threshold: that Greater compares with, after `activation`; None without it.
+        tie: the class id that a pixel gets where two scores are equally good, or a score is the
+            threshold.
     """
 
     output: str
@@ -53,14 +59,35 @@ class Tail:
     probabilities: bool
     labels: Literal["argmax", "threshold"] | None
     threshold: float | None
+    tie: Literal["lower", "higher"]
 
 
 @dataclass(slots=True)
 class _Walk:
-    """A place in the graph, seen from the end."""
+    """A place in the graph, seen from the end.
+
+    Attributes:
+        class_axis: of the tensor where the walk over scores began.
+        axes: where in `tensor` the axes of that one are.
+    """
 
     tensor: str
-    axis: int = 1
+    class_axis: int = 1
+    axes: tuple[int, ...] = (0, 1, 2, 3)
+
+    @property
+    def axis(self) -> int:
+        """The axis of the classes here."""
+        return self.axes[self.class_axis]
+
+    @property
+    def is_upright(self) -> bool:
+        """Whether batch, height and width are in the same order here as where it began."""
+        others = [axis for i, axis in enumerate(self.axes) if i != self.class_axis]
+        return others == sorted(others)
+
+
+_Labels = tuple[Literal["argmax", "threshold"] | None, float | None, Literal["lower", "higher"]]
 
 
 def find_tail(graph: OnnxGraph, *, output: str | None = None) -> Tail | None:
@@ -75,7 +102,7 @@ def find_tail(graph: OnnxGraph, *, output: str | None = None) -> Tail | None:
     """
     name = graph.outputs[0].name if output is None else output
     walk = _Walk(name)
-    labels, threshold = _walk_labels(graph, walk)
+    labels, threshold, tie = _walk_labels(graph, walk)
     if labels is None:
         described = graph.tensor(name)
         if described is not None and described.dtype not in (*_FLOATS, None):
@@ -84,7 +111,7 @@ def find_tail(graph: OnnxGraph, *, output: str | None = None) -> Tail | None:
     elif walk.axis not in (1, 3):
         return None
     activation = _walk_scores(graph, walk, squeeze=labels == "threshold")
-    if not _is_rank(graph, walk.tensor, 4):
+    if not walk.is_upright or not _is_rank(graph, walk.tensor, 4):
         return None
     scores, class_axis = walk.tensor, walk.axis
     resize = graph.producer(scores)
@@ -104,30 +131,32 @@ def find_tail(graph: OnnxGraph, *, output: str | None = None) -> Tail | None:
         probabilities=activation is None and _walk_scores(graph, walk, squeeze=False) is not None,
         labels=labels,
         threshold=threshold,
+        tie=tie,
     )
 
 
-def _walk_labels(
-    graph: OnnxGraph, walk: _Walk
-) -> tuple[Literal["argmax", "threshold"] | None, float | None]:
+def _walk_labels(graph: OnnxGraph, walk: _Walk) -> _Labels:
     """Go back over what makes class ids out of scores."""
     node = graph.producer(walk.tensor)
-    while node is not None and node.op_type in _LABEL_PASSES:
+    changed = False
+    while node is not None and (node.op_type in _LABEL_PASSES or _takes_first(graph, node)):
+        # of class ids, bool leaves two; without keepdims, [:, 0] is the first row
+        changed = changed or node.attributes.get("to") == _BOOL or node.op_type == "Gather"
         walk.tensor = node.inputs[0]
         node = graph.producer(walk.tensor)
     if node is None:
-        return None, None
-    if node.op_type == "ArgMax":
+        return None, None, "lower"
+    if node.op_type == "ArgMax" and not changed:
         axis = node.attributes.get("axis", 0)
         walk.tensor = node.inputs[0]
-        walk.axis = axis % 4 if isinstance(axis, int) and -4 <= axis < 4 else 0
-        return "argmax", None
+        walk.class_axis = axis % 4 if isinstance(axis, int) and -4 <= axis < 4 else 0
+        return "argmax", None, "higher" if node.attributes.get("select_last_index") else "lower"
     if node.op_type in _THRESHOLDS:
         limit = graph.constant(node.inputs[1])
         if limit is not None and limit.size == 1:
             walk.tensor = node.inputs[0]
-            return "threshold", float(limit.reshape(-1)[0])
-    return None, None
+            return "threshold", float(limit.reshape(-1)[0]), _THRESHOLDS[node.op_type]
+    return None, None, "lower"
 
 
 def _walk_scores(
@@ -137,34 +166,45 @@ def _walk_scores(
     activation: Literal["softmax", "sigmoid"] | None = None
     while (node := graph.producer(walk.tensor)) is not None:
         if node.op_type == "Transpose":
-            perm = node.attributes.get("perm")
-            if not isinstance(perm, tuple) or len(perm) != 4:
+            given = node.attributes.get("perm")
+            perm = given if isinstance(given, tuple) else ()
+            order = [axis for axis in perm if isinstance(axis, int)]
+            if sorted(order) != [0, 1, 2, 3]:
                 break
-            axis = perm[walk.axis]
-            if axis not in (1, 3):
+            axes = tuple(order[axis] for axis in walk.axes)
+            if axes[walk.class_axis] not in (1, 3):
                 break
-            walk.axis = int(axis)
+            walk.axes = axes
         elif node.op_type in _ACTIVATIONS:
             if activation is not None or not _is_over_classes(graph, node, walk.axis):
                 break
             activation = _ACTIVATIONS[node.op_type]
         elif not (
             node.op_type == "Identity"
-            or (node.op_type == "Squeeze" and squeeze)
-            or (node.op_type == "Cast" and node.attributes.get("to") in _FLOAT_CODES)
+            or (squeeze and (node.op_type == "Squeeze" or _takes_first(graph, node)))
+            or (node.op_type == "Cast" and node.attributes.get("to") in _WIDE_FLOATS)
         ):
             break
         walk.tensor = node.inputs[0]
     return activation
 
 
+def _takes_first(graph: OnnxGraph, node: Node) -> bool:
+    """Say whether it is `x[:, 0]`, which does for a single class what Squeeze does."""
+    if node.op_type != "Gather" or node.attributes.get("axis", 0) != 1:
+        return False
+    index = graph.constant(node.inputs[1])
+    return index is not None and index.ndim == 0 and int(index) == 0
+
+
 def _is_over_classes(graph: OnnxGraph, node: Node, class_axis: int) -> bool:
     if node.op_type == "Sigmoid":
         return True
-    axis = node.attributes.get("axis", -1)
-    return (
-        graph.opset >= _SOFTMAX_BY_AXIS_OPSET and isinstance(axis, int) and axis % 4 == class_axis
-    )
+    by_axis = graph.opset >= _SOFTMAX_BY_AXIS_OPSET
+    axis = node.attributes.get("axis", -1 if by_axis else 1)
+    if not isinstance(axis, int) or not -4 <= axis < 4 or axis % 4 != class_axis:
+        return False
+    return by_axis or class_axis == 3  # the last axis is all there are from there on
 
 
 def _is_bilinear(node: Node) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from fcn_deploy.onnx_scan.graph import OnnxGraph
 from fcn_deploy.onnx_scan.limits import ScanLimits
 from fcn_deploy.onnx_scan.parse import parse_model
-from fcn_deploy.onnx_scan.schema import ELEMENT_TYPES, FLOAT_CODE, GRAPH, MODEL, VALUE_INFO
+from fcn_deploy.onnx_scan.schema import ELEMENT_TYPES, GRAPH, MODEL, VALUE_INFO
 from fcn_deploy.onnx_scan.wire import Reader, encode_delimited, encode_int, encode_key
 
 __all__ = ["with_extra_outputs", "with_outputs"]
@@ -24,8 +24,9 @@ _TENSOR_ELEM_TYPE = 1
 def with_extra_outputs(data: bytes, names: Sequence[str]) -> bytes:
     """Let a model give out inner tensors as well.
 
-    Their element type is the one that the model says, float32 where it says none; their shape is
-    left open. Protobuf merges what is appended, so the model itself is not rewritten.
+    Their element type is the one that the model says; where it says none it is left open, as
+    their shape is: libraries find out both. Protobuf merges what is appended, so the model itself
+    is not rewritten.
 
     Args:
         data: a model that has been scanned.
@@ -122,9 +123,9 @@ def _declared_output(graph: OnnxGraph, name: str) -> bytes:
         raise ValueError(f"no node makes the tensor {name!r}")
     described = graph.tensor(name)
     dtype = described.dtype if described is not None else None
-    codes = {kind.name: code for code, kind in ELEMENT_TYPES.items()}
-    code = FLOAT_CODE if dtype is None else codes[dtype]
-    tensor_type = encode_delimited(_TYPE_TENSOR, encode_int(_TENSOR_ELEM_TYPE, code))
     value_info = encode_delimited(_VALUE_INFO_NAME, name.encode())
-    value_info += encode_delimited(_VALUE_INFO_TYPE, tensor_type)
+    if dtype is not None:
+        codes = {kind.name: code for code, kind in ELEMENT_TYPES.items()}
+        tensor_type = encode_delimited(_TYPE_TENSOR, encode_int(_TENSOR_ELEM_TYPE, codes[dtype]))
+        value_info += encode_delimited(_VALUE_INFO_TYPE, tensor_type)
     return encode_delimited(_GRAPH_OUTPUT, value_info)

@@ -12,7 +12,6 @@ __all__ = [
     "DIMENSION",
     "ELEMENT_TYPES",
     "ENTRY",
-    "FLOAT_CODE",
     "GRAPH",
     "MAX_IR_VERSION",
     "MAX_OPSET",
@@ -263,10 +262,8 @@ class ElementType:
     native: bool = True
 
 
-FLOAT_CODE = 1
-
 ELEMENT_TYPES: dict[int, ElementType] = {
-    FLOAT_CODE: ElementType("float32", 32, "float_data"),
+    1: ElementType("float32", 32, "float_data"),
     2: ElementType("uint8", 8, "int32_data"),
     3: ElementType("int8", 8, "int32_data"),
     4: ElementType("uint16", 16, "int32_data"),

@@ -40,6 +40,7 @@ def test_labels_by_argmax_lead_to_the_scores_before_the_resize() -> None:
         probabilities=False,
         labels="argmax",
         threshold=None,
+        tie="lower",
     )
 
 
