@@ -154,7 +154,6 @@ def _measure(
         count = len(labelled)
     candidates = runners()
     with steps.step("measure"):
-        done = iter(range(1, count + 1))
         own, measured = measure(
             staged.file,
             staged.reference,
@@ -163,7 +162,7 @@ def _measure(
             items,
             candidates=candidates,
             has_labels=labelled is not None,
-            on_item=lambda item: steps.tell(f"image {next(done)} of {count}"),
+            on_progress=steps.tell,
         )
         names = ", ".join(str(candidate) for candidate in candidates)
         steps.tell(f"{names} on {count} {'images' if labelled else 'synthetic frames'}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +26,9 @@ from fcn_export.onnx_file import OnnxFile
 from fcn_export.reference import Reference, labels_of
 
 __all__ = ["Measured", "Runner", "measure", "runners"]
+
+_MAX_HELD_BYTES = 256_000_000
+"""Scores of the model that are kept until every candidate has been held against them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,17 @@ def runners() -> tuple[Runner, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The model's answer for one image, cropped to it; and the images as a graph takes them."""
+
+    images: Array
+    scores: Array
+    labels: Array
+    margin: Array
+    truth: Array
+
+
 def measure(
     model: OnnxFile,
     reference: Reference,
@@ -104,15 +117,16 @@ def measure(
     *,
     candidates: Sequence[Runner],
     has_labels: bool,
-    on_item: Callable[[EvalItem], None] = lambda item: None,
+    on_progress: Callable[[str], None] = lambda what: None,
 ) -> tuple[Measured, tuple[Measured, ...]]:
     """Run the model and every candidate over the images.
 
-    Images are padded to the network's multiple and results cropped, as the runtime does it.
+    Images are padded to the network's multiple and results cropped, as the runtime does it. The
+    model and the candidates are not in memory together, so that a large network fits.
 
     Args:
         items: images; `labels` is ground truth where `has_labels`.
-        on_item: called before each image.
+        on_progress: told which image or candidate comes next.
 
     Returns:
         The model's own count, and one for each candidate, in the order given.
@@ -121,42 +135,67 @@ def measure(
     counted = tuple(Measured(candidate) for candidate in candidates)
     names = [output.name for output in spec.outputs]
     inner = () if SCORES in names else (SCORES,)
-    with ExitStack() as stack:
-        contexts = [
-            stack.enter_context(
-                model.opened(candidate.backend, precision=candidate.precision, inner=inner)
-            )
-            for candidate in candidates
-        ]
-        for item in items:
-            on_item(item)
-            height, width = item.frame.shape[:2]
-            size = shapes.padded_size(max(height, shapes.min[1]), max(width, shapes.min[2]))
-            # a graph of fixed batch gets the image as often as it wants; the first answer counts
-            images = np.repeat(pad_frame(item.frame, size)[None], spec.fixed[0] or 1, axis=0)
-            expected = reference.scores(images)[:1, :, :height, :width]
-            labels, margin = labels_of(expected), top_two_margin(expected)
-            if has_labels:
-                own.count(labels[0], item.labels, spec.num_labels)
-            for measured, context in zip(counted, contexts, strict=True):
-                found, error = _run(context, images, expected)
-                measured.max_score_error = max(measured.max_score_error, error)
-                measured.disagreement += split_disagreement(
-                    found, labels, margin, score_error=error
-                )
-                if has_labels:
-                    measured.count(found[0], item.labels, spec.num_labels)
+    for answers in _answers(reference, spec, shapes, items, on_progress):
+        if has_labels:
+            for answer in answers:
+                own.count(answer.labels[0], answer.truth, spec.num_labels)
+        for measured, candidate in zip(counted, candidates, strict=True):
+            on_progress(str(candidate))
+            with model.opened(
+                candidate.backend, precision=candidate.precision, inner=inner
+            ) as context:
+                for answer in answers:
+                    _count(measured, context, answer, spec, has_labels=has_labels)
     return own, counted
 
 
-def _run(context: ExecutionContext, images: Array, expected: Array) -> tuple[Array, float]:
-    """Give a candidate's labels [1, H, W], cropped, and its largest score error."""
-    height, width = expected.shape[2:]
-    found = context.execute({INPUT_NAME: images})
+def _answers(
+    reference: Reference,
+    spec: GraphSpec,
+    shapes: ShapeRange,
+    items: Iterable[EvalItem],
+    on_progress: Callable[[str], None],
+) -> Iterator[list[_Answer]]:
+    """Let the model answer, as many images at a time as may be held."""
+    held: list[_Answer] = []
+    for number, item in enumerate(items, 1):
+        on_progress(f"image {number}")
+        height, width = item.frame.shape[:2]
+        size = shapes.padded_size(max(height, shapes.min[1]), max(width, shapes.min[2]))
+        # a graph of fixed batch gets the image as often as it wants; the first answer counts
+        images = np.repeat(pad_frame(item.frame, size)[None], spec.fixed[0] or 1, axis=0)
+        scores = np.ascontiguousarray(reference.scores(images)[:1, :, :height, :width])
+        held.append(_Answer(images, scores, labels_of(scores), top_two_margin(scores), item.labels))
+        if sum(answer.scores.nbytes for answer in held) > _MAX_HELD_BYTES:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+def _count(
+    measured: Measured,
+    context: ExecutionContext,
+    answer: _Answer,
+    spec: GraphSpec,
+    *,
+    has_labels: bool,
+) -> None:
+    """Add one image to a candidate's count."""
+    height, width = answer.scores.shape[2:]
+    found = context.execute({INPUT_NAME: answer.images})
     scores = found[SCORES][:1, :, :height, :width]
     error = max(
-        float(np.abs(scores[:, index] - expected[:, index]).max())
-        for index in range(expected.shape[1])  # one class at a time: no second full-size tensor
+        float(np.abs(scores[:, index] - answer.scores[:, index]).max())
+        for index in range(scores.shape[1])  # one class at a time: no second full-size tensor
     )
-    labels = found["labels"][:1, :height, :width] if "labels" in found else labels_of(scores)
-    return labels, error
+    if "labels" in found:
+        labels = found["labels"][:1, :height, :width]
+    else:
+        labels = labels_of(np.ascontiguousarray(scores))
+    measured.max_score_error = max(measured.max_score_error, error)
+    measured.disagreement += split_disagreement(
+        labels, answer.labels, answer.margin, score_error=error
+    )
+    if has_labels:
+        measured.count(labels[0], answer.truth, spec.num_labels)

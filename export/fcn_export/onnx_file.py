@@ -81,12 +81,13 @@ def write_onnx(
     model: onnx.ModelProto,
     path: Path,
     *,
-    max_single_file_bytes: int = MAX_SINGLE_FILE_BYTES,
+    max_single_file_bytes: int | None = None,
 ) -> OnnxFile:
     """Check a model with onnx's checker and write it; `model` loses its weights if they go apart.
 
     Args:
         path: of the model; weights beside it are called ``<name>.data``.
+        max_single_file_bytes: None means `MAX_SINGLE_FILE_BYTES`.
 
     Raises:
         UnsupportedModelError: the checker refuses the model; its own error is chained.
@@ -98,7 +99,8 @@ def write_onnx(
     )
 
     weights = None
-    if model.ByteSize() > max_single_file_bytes:
+    limit = MAX_SINGLE_FILE_BYTES if max_single_file_bytes is None else max_single_file_bytes
+    if model.ByteSize() > limit:
         weights = path.with_name(f"{path.name}.data")
         convert_model_to_external_data(
             model, location=weights.name, size_threshold=_MIN_EXTERNAL_BYTES

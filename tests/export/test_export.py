@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import segmentation
 
 from fcn_deploy.artifact import Artifact, ArtifactWriter
 from fcn_deploy.errors import (
@@ -256,6 +257,25 @@ class OneSize(nn.Module):
 def test_a_network_of_one_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="mat1 and mat2"):
         export_model(seeded(OneSize), tmp_path / "m.fcn", request=request())
+
+
+def test_torchvisions_lraspp_keeps_its_low_resolution_scores_in_reach(tmp_path: Path) -> None:
+    network = seeded(
+        segmentation.lraspp_mobilenet_v3_large,
+        weights=None,
+        weights_backbone=None,
+        num_classes=21,
+    )
+
+    report = export_model(network, tmp_path / "m.fcn", request=request(batch=(1, 1, 2)))
+
+    assert (report.exporter, report.num_classes) == ("dynamo", 21)
+    assert max(row.disagreement.real_share for row in report.parity) <= 1e-3
+    with Segmenter.open(report.path, precision="fp32") as segmenter:
+        result = segmenter(natural_frame(90, 123, seed=2), scores=True)
+    assert result.labels.shape == (90, 123)
+    assert result.scores is not None
+    assert result.scores.shape == (21, 12, 16)  # a stride of 8 px
 
 
 def test_the_artifact_goes_beside_the_model() -> None:

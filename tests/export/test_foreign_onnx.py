@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from fcn_deploy.artifact import Artifact
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.segmenter import Segmenter
 from fcn_export.export import ExportRequest, export_model
@@ -171,3 +172,33 @@ def test_an_unknown_output_is_refused_with_those_there_are(tmp_path: Path) -> No
 
     with pytest.raises(UnsupportedModelError, match="has no output 'aux'; it has output"):
         export_model(path, tmp_path / "net.fcn", request=request(output_key="aux"))
+
+
+def test_large_weights_are_a_listed_file_of_the_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcn_export.onnx_file.MAX_SINGLE_FILE_BYTES", 500)
+    monkeypatch.setattr("fcn_export.onnx_file._MIN_EXTERNAL_BYTES", 100)
+    path = network(tmp_path / "net.onnx")
+
+    report = export_model(path, tmp_path / "net.fcn", request=request())
+
+    manifest = Artifact.open(report.path).manifest
+    assert [entry.name for entry in manifest.files] == [
+        "model.onnx", "model.onnx.data", "report.json",
+    ]  # fmt: skip
+    assert any("model.onnx.data" in note for note in report.notes)
+    with Segmenter.open(report.path, precision="fp32") as segmenter:
+        assert segmenter(natural_frame(41, 77, seed=1)).labels.shape == (41, 77)
+
+
+def test_many_images_are_measured_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = network(tmp_path / "net.onnx")
+    whole = export_model(path, tmp_path / "whole.fcn", request=request())
+    monkeypatch.setattr("fcn_export.measure._MAX_HELD_BYTES", 1)
+
+    parts = export_model(path, tmp_path / "parts.fcn", request=request())
+
+    for one, other in zip(whole.measured, parts.measured, strict=True):
+        assert one.disagreement == other.disagreement
+        assert one.disagreement.pixels == 2 * 48 * 56
