@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from fcn_deploy.manifest import Preprocess
 
 __all__ = ["main"]
+
+_log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,7 +192,7 @@ def _stdout_taken(args: argparse.Namespace) -> bool:
 def _progress(args: argparse.Namespace) -> Callable[[str], None]:
     """Give a line that is rewritten between slices; nothing moves while something is timed."""
     if args.quiet or not sys.stderr.isatty():
-        return lambda message: None
+        return lambda message: _log.info("%s", message or "done")
 
     def say(message: str) -> None:
         sys.stderr.write(f"\r\x1b[K{message}")

@@ -6,6 +6,7 @@ rows alike, and the rounds are the units that the interval of a speed-up is draw
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -30,6 +31,7 @@ Work = Literal["frame", "compute"]
 
 _ROUNDS = 10
 _MORE_ROUNDS = 5
+_MORE_WITHIN_SECONDS = 120.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -59,7 +61,8 @@ class Plan:
     """How long to measure.
 
     Attributes:
-        rounds: None makes 10, and up to 5 more while a row drifts or spreads.
+        rounds: None makes 10, and up to 5 more while a row drifts or spreads and two minutes are
+            not over.
         min_duration_seconds: measured time of each row over 10 rounds, or over `rounds`.
         warmup_calls: None warms up until steady.
         min_calls: fewest calls of a row in a round.
@@ -137,6 +140,7 @@ def interleave(
     *,
     foreign_cpu: CpuShare,
     on_step: Callable[[str], None] = lambda message: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[Series]:
     """Warm every track up, then let them take turns.
 
@@ -154,10 +158,15 @@ def interleave(
     try:
         for track in tracks:
             on_step(f"warming up {track.name}")
-            every.append(Series(track.runner.warm_up(track.work, calls=plan.warmup_calls)))
+            every.append(Series(_warm_up(track, plan, tracks, every)))
+        start = clock()
         least = plan.rounds or _ROUNDS
         most = plan.rounds or _ROUNDS + _MORE_ROUNDS
-        while done < least or (done < most and not all(series.steady for series in every)):
+        while done < least or (
+            done < most
+            and clock() - start < _MORE_WITHIN_SECONDS
+            and not all(series.steady for series in every)
+        ):
             on_step(f"round {done + 1} of {least if done < least else most}")
             for index in turn_order(len(tracks), done):
                 _take_turn(tracks[index], every[index], plan, foreign_cpu)
@@ -167,6 +176,15 @@ def interleave(
             del series.slices[done:]
         raise Interrupted(every if done else []) from None
     return every
+
+
+def _warm_up(track: Track, plan: Plan, tracks: Sequence[Track], warmed: Sequence[Series]) -> WarmUp:
+    """Warm up; a runner that is warm from other work makes one call of this one."""
+    for other, series in zip(tracks, warmed, strict=False):
+        if other.runner is track.runner:
+            track.runner.warm_up(track.work, calls=1)
+            return series.warm
+    return track.runner.warm_up(track.work, calls=plan.warmup_calls)
 
 
 def _take_turn(track: Track, series: Series, plan: Plan, foreign_cpu: CpuShare) -> None:

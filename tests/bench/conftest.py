@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,14 @@ class TinyModel:
     labels: Path
 
     arch = "tiny_fcn:build"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_threads() -> Iterator[None]:
+    """Let PyTorch's threads sleep while they wait: spinning starves whoever shares the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_WAIT_POLICY", "passive")
+        yield
 
 
 @pytest.fixture(scope="session")

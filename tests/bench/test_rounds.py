@@ -20,9 +20,11 @@ class FakeRunner:
         self._next_ms = 10.0
         self.interrupt_at: int | None = None
         self.measured = 0
+        self.warmed: list[int | None] = []
 
     def warm_up(self, work: Work, *, calls: int | None) -> WarmUp:
         self._log.append(f"warm {self._name}")
+        self.warmed.append(calls)
         return WarmUp(calls or 5, None if calls else True)
 
     def measure(self, work: Work, *, seconds: float, min_calls: int) -> Slice:
@@ -88,6 +90,28 @@ def test_given_rounds_are_kept_whatever_the_rows_do() -> None:
 def test_slices_share_the_duration_out() -> None:
     assert Plan().slice_seconds == pytest.approx(0.5)
     assert Plan(rounds=4, min_duration_seconds=2).slice_seconds == pytest.approx(0.5)
+
+
+def test_no_rounds_are_added_when_much_time_has_passed() -> None:
+    tracks = [Track("a", FakeRunner("a", [], slower_by_ms=1.0), "frame")]
+    hours = iter(range(100))
+
+    series = interleave(
+        tracks, Plan(), foreign_cpu=lambda: None, clock=lambda: 3600.0 * next(hours)
+    )
+
+    assert len(series[0].slices) == 10
+
+
+def test_runner_that_is_warm_makes_one_call_of_its_other_work() -> None:
+    log: list[str] = []
+    runner = FakeRunner("a", log)
+    tracks = [Track("a", runner, "compute"), Track("a", runner, "frame")]
+
+    series = interleave(tracks, Plan(rounds=1), foreign_cpu=lambda: None)
+
+    assert runner.warmed == [None, 1]
+    assert series[0].warm == series[1].warm
 
 
 def test_interrupt_leaves_the_rounds_that_all_rows_completed() -> None:

@@ -110,6 +110,18 @@ def test_saturated_threads_work_at_once_and_each_has_its_samples() -> None:
     assert part.calls_per_second > 0
 
 
+def test_saturated_slow_calls_are_counted_from_the_first_and_none_is_made_beyond() -> None:
+    made: list[int] = []
+
+    def call() -> Timing:
+        made.append(1)
+        return Timing(150.0, 150.0)
+
+    part = measure_saturated([call, call], seconds=0, min_calls=2)
+
+    assert len(part.timings) == len(made) == 4
+
+
 def test_saturated_run_hands_on_what_a_thread_raised() -> None:
     def good() -> Timing:
         return Timing(1.0, 1.0)
