@@ -2,9 +2,10 @@
 
 Every row runs in a worker process of its own (`fcn_bench.worker`), and the rows take turns
 (`fcn_bench.rounds`): while one runs, the others block on a pipe. Each inference library keeps a
-pool of threads that spin for a while after a call, so that PyTorch (OpenMP), OpenVINO (TBB) and
-ONNX Runtime in one process take the cores from each other even when they are called in turns.
-A process each also makes the peak memory of a row measurable.
+pool of threads that spin for a while after a call (OpenMP's in PyTorch, ONNX Runtime's own), so
+that several libraries in one process can take the cores from each other even when they are called
+in turns. A process each rules that out, and makes the peak memory of a row measurable. PyTorch's
+thread pool is left to wait as it does by default, since that is what its users run.
 
 A slice begins, for calls below 100 ms, with one call that is not counted: it finds the caches
 filled with another row's network. Longer calls are counted from the first, or a benchmark of slow

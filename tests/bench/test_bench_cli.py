@@ -166,6 +166,7 @@ def test_bare_graph_runs_on_images_of_another_size(
     path = tmp_path / "bare.onnx"
     path.write_bytes(segmentation_graph())
     options = ["--input", str(tiny.images), "--size", "32x48", "--batch", "1,2"]
+    options += ["--backend", "openvino", "--precision", "fp32"]
 
     status = main([str(path), *options, *QUICK, "--scenario", "latency", "--csv", "-"])
 
