@@ -194,6 +194,7 @@ def _report(
         notes.append("No engine was built: this version builds none, and CPU backends need none.")
     if staged.file.weights is not None:
         notes.append(f"The weights are in '{staged.file.weights.name}', beside the graph.")
+    notes += [f"{entry.runner} failed: {entry.failure}" for entry in measured if entry.failure]
     if labelled is None:
         images = f"{_SYNTHETIC_FRAMES} synthetic frames"
     else:
@@ -218,7 +219,8 @@ def _report(
 
 
 def _manifest(report: ExportReport, staged: Staged) -> Manifest:
-    fidelity = tuple(entry.fidelity(report.model) for entry in report.measured)
+    worked = [entry for entry in report.measured if entry.failure is None]
+    fidelity = tuple(entry.fidelity(report.model) for entry in worked)
     return Manifest(
         inputs=(staged.spec.input,),
         outputs=staged.spec.outputs,

@@ -91,7 +91,9 @@ def trace(
     image[:, ::2, ::3] = 200
     failures: list[BaseException] = []
     bound: TracedGraph | None = None
-    for name in exporters or _EXPORTERS:
+    if exporters is None:
+        exporters = ("torchscript",) if _is_scripted(module) else tuple(_EXPORTERS)
+    for name in exporters:
         try:
             with quiet_exporters(), torch.no_grad():
                 model = _EXPORTERS[name](module, image, spec)
@@ -117,10 +119,14 @@ def trace(
 
 def _export_dynamo(module: FrameNetwork, image: torch.Tensor, spec: GraphSpec) -> onnx.ModelProto:
     step = spec.multiple_of
+    # a lower bound, as sizes at which a feature map is one pixel wide are a case of their own
+    least_height, least_width = (max(2, least // step) for least in spec.min_size)
     if step == 1:
-        height, width = torch.export.Dim("H"), torch.export.Dim("W")
+        height = torch.export.Dim("H", min=least_height)
+        width = torch.export.Dim("W", min=least_width)
     else:
-        height, width = step * torch.export.Dim("h"), step * torch.export.Dim("w")
+        height = step * torch.export.Dim("h", min=least_height)
+        width = step * torch.export.Dim("w", min=least_width)
     dims = {0: torch.export.Dim("N"), 1: height, 2: width}
     return _to_onnx(module, image, spec, dynamic_shapes=(dims,))
 
@@ -161,10 +167,13 @@ def _export_torchscript(
 
     axes = {0: "N", 1: "H", 2: "W"}
     module.for_torchscript = True
+    traced: nn.Module = module
+    if _is_scripted(module):  # the exporter's own tracer takes no scripted parts; jit.trace does
+        traced = torch.jit.trace(module, image, check_trace=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "traced.onnx"
         torch.onnx.export(
-            module,
+            traced,
             (image,),
             path,
             dynamo=False,
@@ -181,6 +190,10 @@ _EXPORTERS: dict[str, Callable[[FrameNetwork, torch.Tensor, GraphSpec], onnx.Mod
     "dynamo-strict": _export_dynamo_strict,
     "torchscript": _export_torchscript,
 }
+
+
+def _is_scripted(module: nn.Module) -> bool:
+    return any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
 
 
 def _note(failures: list[BaseException], bound: TracedGraph | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from fcn_deploy.backends import backend_names, get_backend
 from fcn_deploy.backends.base import ExecutionContext
+from fcn_deploy.errors import ArtifactError, ExecutionError
 from fcn_deploy.manifest import Fidelity
 from fcn_deploy.preprocess import pad_frame
 from fcn_deploy.profile import ShapeRange
@@ -26,6 +28,8 @@ from fcn_export.onnx_file import OnnxFile
 from fcn_export.reference import Reference, labels_of
 
 __all__ = ["Measured", "Runner", "measure", "runners"]
+
+log = logging.getLogger(__name__)
 
 _MAX_HELD_BYTES = 256_000_000
 """Scores of the model that are kept until every candidate has been held against them."""
@@ -50,12 +54,14 @@ class Measured:
         runner: None for the model itself.
         max_score_error: largest absolute difference from the model's scores.
         confusion: int64 [C, C] against ground truth; None where there is none.
+        failure: why the runner could not be measured; None where it was.
     """
 
     runner: Runner | None
     max_score_error: float = 0.0
     disagreement: Disagreement = field(default_factory=lambda: Disagreement(0, 0, 0))
     confusion: Array | None = None
+    failure: str | None = None
 
     @property
     def miou(self) -> float | None:
@@ -129,7 +135,8 @@ def measure(
         on_progress: told which image or candidate comes next.
 
     Returns:
-        The model's own count, and one for each candidate, in the order given.
+        The model's own count, and one for each candidate, in the order given; one that failed
+        says why.
     """
     own = Measured(None)
     counted = tuple(Measured(candidate) for candidate in candidates)
@@ -140,12 +147,19 @@ def measure(
             for answer in answers:
                 own.count(answer.labels[0], answer.truth, spec.num_labels)
         for measured, candidate in zip(counted, candidates, strict=True):
+            if measured.failure is not None:
+                continue
             on_progress(str(candidate))
-            with model.opened(
-                candidate.backend, precision=candidate.precision, inner=inner
-            ) as context:
-                for answer in answers:
-                    _count(measured, context, answer, spec, has_labels=has_labels)
+            try:
+                with model.opened(
+                    candidate.backend, precision=candidate.precision, inner=inner
+                ) as context:
+                    for answer in answers:
+                        _count(measured, context, answer, spec, has_labels=has_labels)
+            except (ArtifactError, ExecutionError) as error:
+                # the graph is verified: a backend that cannot run it takes nothing from the others
+                log.debug("%s failed", candidate, exc_info=True)
+                measured.failure = error.message
     return own, counted
 
 

@@ -80,6 +80,9 @@ def _table(report: ExportReport) -> Table:
     table.add_row(report.reference, "", "", "", _percent(report.model.miou), "reference")
     size = f"{report.size_bytes / 1e6:.1f} MB"
     for entry in report.measured:
+        if entry.failure is not None:
+            table.add_row(str(entry.runner), size, "", "", "", "failed")
+            continue
         fidelity = entry.fidelity(report.model)
         table.add_row(
             str(entry.runner),

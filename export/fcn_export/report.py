@@ -133,6 +133,13 @@ class ExportReport:
         ).encode()
 
     def _variant(self, entry: Measured) -> dict[str, Any]:
+        if entry.failure is not None and entry.runner is not None:
+            runner = entry.runner
+            return {
+                "backend": runner.backend,
+                "precision": str(runner.precision),
+                "failure": entry.failure,
+            }
         fidelity = entry.fidelity(self.model)
         return {
             "backend": fidelity.backend,

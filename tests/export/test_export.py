@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch import nn
 from torchvision.models import segmentation
 
 from fcn_deploy.artifact import Artifact, ArtifactWriter
+from fcn_deploy.backends.openvino import OpenVinoBackend
 from fcn_deploy.errors import (
     ArtifactBusyError,
+    ArtifactError,
     ManifestError,
     NonFiniteWeightsError,
     OutputExistsError,
@@ -27,6 +30,7 @@ from fcn_deploy.tensors import Precision
 from fcn_export import graph
 from fcn_export.export import ExportReport, ExportRequest, default_output, export_model
 from fcn_export.frames import natural_frame
+from fcn_export.progress import show_report
 from fcn_export.report import StepEvent
 from tests.export.tiny_networks import (
     BakedHeight,
@@ -276,6 +280,43 @@ def test_torchvisions_lraspp_keeps_its_low_resolution_scores_in_reach(tmp_path: 
     assert result.labels.shape == (90, 123)
     assert result.scores is not None
     assert result.scores.shape == (21, 12, 16)  # a stride of 8 px
+
+
+def test_files_that_carry_code_are_exported_when_trusted(tmp_path: Path) -> None:
+    network = seeded(HalfResolution).eval()
+    example = torch.zeros(2, 3, 65, 97)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript as such is deprecated
+        torch.jit.trace(network, example).save(str(tmp_path / "script.pt"))
+    sizes = {0: torch.export.Dim("n")}
+    sizes |= {axis: torch.export.Dim(f"d{axis}", min=9) for axis in (2, 3)}
+    program = torch.export.export(network, (example,), dynamic_shapes=(sizes,))
+    torch.export.save(program, tmp_path / "program.pt2")
+
+    exporters = [
+        export_model(tmp_path / name, tmp_path / "m.fcn", request=trusting).exporter
+        for name in ("script.pt", "program.pt2")
+        for trusting in [request(trust_code=True, force=True)]
+    ]
+
+    assert exporters == ["torchscript", "dynamo"]
+
+
+def test_a_backend_that_fails_takes_nothing_from_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise ArtifactError("openvino refused 'model.onnx'")
+
+    monkeypatch.setattr(OpenVinoBackend, "open", refuse)
+
+    report = export_model(seeded(HalfResolution), tmp_path / "m.fcn", request=request())
+
+    (variant,) = Artifact.open(report.path).manifest.variants
+    assert [entry.backend for entry in variant.fidelity] == ["onnxruntime"]
+    assert any("openvino fp32 failed: openvino refused" in note for note in report.notes)
+    assert report.to_json()["variants"][0]["failure"] == "openvino refused 'model.onnx'"
+    show_report(report)
 
 
 def test_the_artifact_goes_beside_the_model() -> None:
