@@ -14,8 +14,8 @@ from fcn_deploy.tensors import Array, ColorOrder, TensorSpec
 
 __all__ = ["MAX_FRAME_PIXELS", "InputFormat", "check_frame", "input_format", "pad_frame"]
 
-MAX_FRAME_PIXELS = 1 << 26
-"""Frames above 64 megapixels are refused: the network's activations would not fit in memory."""
+MAX_FRAME_PIXELS = 1 << 31
+"""Frames above two gigapixels are refused: OpenCV counts in 32 bits."""
 
 _CONVERSIONS = {
     1: "Convert it with cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR).",
@@ -65,7 +65,7 @@ def check_frame(frame: Any, *, max_pixels: int = MAX_FRAME_PIXELS) -> None:
     if frame.shape[0] * frame.shape[1] > max_pixels:
         raise FrameTooLargeError(
             f"the frame is {shape[0]}x{shape[1]}; at most {max_pixels} pixels are taken.",
-            hint="Scale it down, or segment it in parts.",
+            hint="Scale it down.",
         )
 
 
@@ -111,6 +111,22 @@ class InputFormat:
         row = self.layout.index("H")
         return self.spec.shape[row], self.spec.shape[row + 1]
 
+    def check_size(self, size: tuple[int, int], *, name: str) -> None:
+        """Refuse a (height, width) in px that the graph does not take.
+
+        Args:
+            name: of the graph, for the message.
+
+        Raises:
+            ShapeError: the graph has another, fixed size.
+        """
+        for found, taken, what in zip(size, self.size, ("height", "width"), strict=True):
+            if taken is not None and found != taken:
+                raise ShapeError(
+                    f"the frame is {size[0]}x{size[1]}; '{name}' has a fixed {what} of {taken}.",
+                    hint="Resize the frame, or export the model with fcn-export for any size.",
+                )
+
     def convert(self, frames_bgr: Sequence[Array]) -> Array:
         """Make one input tensor of frames of one size.
 
@@ -123,7 +139,7 @@ class InputFormat:
         converted = [self._convert_one(frame) for frame in frames_bgr]
         if len(converted) == 1:
             return np.ascontiguousarray(converted[0][None])
-        return np.stack(converted)
+        return np.ascontiguousarray(np.stack(converted))  # stack keeps the order of its parts
 
     def _convert_one(self, frame: Array) -> Array:
         import cv2

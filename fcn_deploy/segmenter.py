@@ -19,6 +19,7 @@ from fcn_deploy.preprocess import check_frame, pad_frame
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.segmentation import Segmentation
 from fcn_deploy.tensors import Array, NetworkColor
+from fcn_deploy.tiling import Tiling
 
 __all__ = ["Segmentation", "Segmenter"]
 
@@ -37,9 +38,10 @@ class Segmenter(ContextManaged):
         precision: arithmetic it computes in.
         reason: why this backend and this precision were taken.
         manifest: of the artifact; None for a bare graph.
+        tiling: how frames too large for memory are cut, and whether that changes their labels.
     """
 
-    def __init__(self, model: OpenedModel) -> None:
+    def __init__(self, model: OpenedModel, *, tile_pixels: int | None = None) -> None:
         super().__init__()
         self._model = model
         self._scores_context: ExecutionContext | None = None
@@ -49,6 +51,7 @@ class Segmenter(ContextManaged):
         self.precision = model.precision
         self.reason = model.reason
         self.manifest: Manifest | None = model.file.manifest
+        self.tiling = Tiling(model, self.shapes, tile_pixels=tile_pixels)
 
     @classmethod
     def open(
@@ -63,6 +66,7 @@ class Segmenter(ContextManaged):
         std: Sequence[float] | None = None,
         color: NetworkColor | None = None,
         peel: bool = True,
+        tile_pixels: int | None = None,
     ) -> Segmenter:
         """Load an artifact, a file in one, or a bare ``.onnx`` or ``.xml`` of anyone's making.
 
@@ -76,6 +80,8 @@ class Segmenter(ContextManaged):
             color: channels that a bare graph expects; None: rgb.
             peel: stop the network at its low-resolution scores where the runtime's faster head
                 gives the same labels; False runs the whole graph.
+            tile_pixels: frames of more pixels are segmented in tiles of at most so many; None: of
+                more than the network holds in 3 GiB of floats, in tiles of half a GiB.
 
         Raises:
             ArtifactError: it is missing, damaged, unsafe, or no segmentation network.
@@ -93,7 +99,8 @@ class Segmenter(ContextManaged):
                 std=std,
                 color=color,
                 peel=peel,
-            )
+            ),
+            tile_pixels=tile_pixels,
         )
 
     def __repr__(self) -> str:
@@ -181,8 +188,8 @@ class Segmenter(ContextManaged):
         if self.shapes is not None:
             size = self.shapes.padded_size(height, width)
             frames = [pad_frame(frame, size) for frame in frames]
-        self._check_fixed_size(frames)
         taken = self._model.input_format
+        taken.check_size(frames[0].shape[:2], name=self.path.name)
         return {taken.spec.name: taken.convert(frames)}
 
     def execute(self, feeds: Mapping[str, Array], *, scores: bool = False) -> dict[str, Array]:
@@ -210,7 +217,7 @@ class Segmenter(ContextManaged):
             labels = self._crop_labels(outputs[form.name], size)
         else:
             labels = self._label(_classes_first(outputs[form.name], form.class_axis), size)
-        all_scores = self._scores_of(outputs) if scores else None
+        all_scores = self.scores_of(outputs) if scores else None
         confidence = None
         if form.confidence is not None:
             confidence = outputs[form.confidence][:, : size[0], : size[1]]
@@ -225,6 +232,24 @@ class Segmenter(ContextManaged):
             for i, frame in enumerate(frames_bgr)
         ]
 
+    def scores_of(self, outputs: Mapping[str, Array]) -> Array:
+        """Give the scores [N, C, h, w] before upsampling, of what `execute` gave with scores.
+
+        Raises:
+            NonFiniteOutputError: a score is NaN or infinite.
+        """
+        form = self._model.output_format
+        if form.inner_scores is None:
+            found = _classes_first(outputs[form.name], form.class_axis)
+        else:
+            found = _classes_first(outputs[form.inner_scores], form.inner_class_axis)
+        if not np.isfinite(found).all():
+            raise NonFiniteOutputError(
+                f"the scores of '{self.path.name}' hold NaN or infinity.",
+                hint="Run it in fp32; if they stay, the weights or the input are at fault.",
+            )
+        return found
+
     def close(self) -> None:
         """Free the networks. May be called twice."""
         super().close()
@@ -234,11 +259,15 @@ class Segmenter(ContextManaged):
                 self._scores_context.close()
 
     def _segment(self, frames: Sequence[Array], *, scores: bool) -> list[Segmentation]:
+        if self.tiling.is_needed(frames[0].shape[:2]):
+            return self.tiling.segment(self, frames, scores=scores)
         outputs = self.execute(self.prepare(frames), scores=scores)
         return self.finish(outputs, frames, scores=scores)
 
     def _parts(self, frames: list[Array]) -> Iterator[list[Array]]:
-        step = self._model.input_format.batch_size or _MAX_BATCH
+        step = self._model.input_format.batch_size or self.tiling.batch_size(
+            frames[0].shape[:2], most=_MAX_BATCH
+        )
         if len(frames) % step and self._model.input_format.batch_size is not None:
             raise ShapeError(
                 f"'{self.path.name}' takes exactly {step} frames of one size at once; "
@@ -247,18 +276,6 @@ class Segmenter(ContextManaged):
             )
         for start in range(0, len(frames), step):
             yield frames[start : start + step]
-
-    def _check_fixed_size(self, frames: Sequence[Array]) -> None:
-        height, width = frames[0].shape[:2]
-        for found, taken, what in zip(
-            (height, width), self._model.input_format.size, ("height", "width"), strict=True
-        ):
-            if taken is not None and found != taken:
-                raise ShapeError(
-                    f"the frame is {height}x{width}; '{self.path.name}' has a fixed {what} "
-                    f"of {taken}.",
-                    hint="Resize the frame, or export the model with fcn-export for any size.",
-                )
 
     def _label(self, scores: Array, size: tuple[int, int]) -> Array:
         """Give labels [N, H, W] of scores [N, C, h, w]."""
@@ -297,19 +314,6 @@ class Segmenter(ContextManaged):
         if labels.shape[1:] == size:
             return labels
         return np.ascontiguousarray(labels[:, : size[0], : size[1]])
-
-    def _scores_of(self, outputs: Mapping[str, Array]) -> Array:
-        form = self._model.output_format
-        if form.inner_scores is None:
-            found = _classes_first(outputs[form.name], form.class_axis)
-        else:
-            found = _classes_first(outputs[form.inner_scores], form.inner_class_axis)
-        if not np.isfinite(found).all():
-            raise NonFiniteOutputError(
-                f"the scores of '{self.path.name}' hold NaN or infinity.",
-                hint="Run it in fp32; if they stay, the weights or the input are at fault.",
-            )
-        return found
 
     def _context_with_scores(self) -> ExecutionContext:
         model, form = self._model, self._model.output_format

@@ -1,0 +1,101 @@
+"""Labels of a part of an image, from a part of its scores, exactly as if the whole were at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fcn_deploy.errors import ShapeError
+from fcn_deploy.head.geometry import LANES, Axis, make_axis
+from fcn_deploy.head.upsample import _as_batch, _label, _label_dtype, _threads
+from fcn_deploy.tensors import Array
+
+__all__ = ["AxisPart", "upsample_argmax_part"]
+
+
+@dataclass(frozen=True, slots=True)
+class AxisPart:
+    """A stretch of one axis of a resize.
+
+    Attributes:
+        samples: of the whole axis.
+        size: outputs of the whole axis.
+        begin, end: the outputs wanted.
+        first: index of the first sample at hand.
+        align_corners: as for `upsample_argmax`.
+    """
+
+    samples: int
+    size: int
+    begin: int
+    end: int
+    first: int
+    align_corners: bool = False
+
+    @property
+    def last(self) -> int:
+        """Index of the last sample that is needed."""
+        return min(int(self._whole().cells[self.end - 1]) + 1, self.samples - 1)
+
+    def axis(self) -> Axis:
+        """Give the stretch as an axis of its own, with the whole axis's weights."""
+        whole = self._whole()
+        cells = whole.cells[self.begin : self.end] - self.first
+        starts = np.append(np.flatnonzero(np.diff(cells, prepend=-1)), len(cells))
+        behind = self.end + LANES
+        part = Axis(
+            cells,
+            whole.near[self.begin : behind],
+            whole.far[self.begin : behind],
+            starts.astype(np.intp),
+        )
+        for array in part:
+            array.flags.writeable = False
+        return part
+
+    def _whole(self) -> Axis:
+        return make_axis(self.samples, self.size, align_corners=self.align_corners)
+
+
+def upsample_argmax_part(
+    scores: Array,
+    rows: AxisPart,
+    columns: AxisPart,
+    *,
+    threshold: float = 0.0,
+    num_threads: int | None = None,
+) -> Array:
+    """Give the labels that `upsample_argmax` of the whole scores gives in a rectangle, to the bit.
+
+    Args:
+        scores: [N, C, h, w], the samples of the whole from `first` on along each axis; those
+            behind the last that is needed are not read.
+        rows, columns: which part of what.
+        threshold, num_threads: as for `upsample_argmax`.
+
+    Returns:
+        Labels, uint8 (uint16 above 256 classes) [N, height, width] of the rectangle, owned by the
+        caller.
+
+    Raises:
+        NonFiniteOutputError: a score that was read is NaN or infinite.
+        ShapeError: the scores end before the last sample that is needed.
+    """
+    needed = rows.last - rows.first + 1, columns.last - columns.first + 1
+    if scores.ndim != 4 or scores.shape[2] < needed[0] or scores.shape[3] < needed[1]:
+        raise ShapeError(
+            f"the part's scores have shape {list(scores.shape)}; expected [n, classes, h, w] "
+            f"with at least {needed[0]}x{needed[1]} samples."
+        )
+    size = rows.end - rows.begin, columns.end - columns.begin
+    if size == needed:  # the kernel takes equal sizes for a resize that leaves all as it is
+        added = ((0, 0), (0, 0), (0, 0), (0, 1))
+        scores = np.pad(scores[:, :, : needed[0], : needed[1]], added, mode="edge")
+    else:
+        scores = scores[:, :, : needed[0], : needed[1]]
+    batch = _as_batch(scores, size)
+    labels = np.empty((len(batch), *size), _label_dtype(batch.shape[1]))
+    threads = _threads(batch, size, num_threads)
+    _label(batch, threshold, rows.axis(), columns.axis(), labels, threads)
+    return labels
