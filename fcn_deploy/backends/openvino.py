@@ -93,9 +93,11 @@ class OpenVinoContext(ContextManaged):
         check_feeds(self.inputs, feeds)
         wanted = [spec.name for spec in self.outputs] if outputs is None else outputs
         request = self._take_request()
+        # held until the run ends: a tensor that shares memory does not keep its array alive
+        arrays = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
         try:
-            for index, spec in enumerate(self.inputs):
-                request.set_input_tensor(index, _shared_tensor(feeds[spec.name]))
+            for index, array in enumerate(arrays):
+                request.set_input_tensor(index, _shared_tensor(array))
             request.infer()
             # copied: the request's own buffers are overwritten by its next run
             return {
@@ -136,7 +138,7 @@ def _library() -> Any:
 def _shared_tensor(array: Array) -> Any:
     import openvino
 
-    return openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
+    return openvino.Tensor(array, shared_memory=True)
 
 
 def _spec(port: Any, index: int) -> TensorSpec:
