@@ -109,6 +109,8 @@ class SizeTracer:
             return self._broadcast([self.dims(one) for one in node.inputs])
         if node.op_type in ("Conv", "ConvTranspose"):
             return self._convolved(node)
+        if node.op_type == "Resize":
+            return self._resized(node)
         if node.op_type not in ("Transpose", "Gather", "Slice"):
             return None
         dims = self.dims(node.inputs[0])
@@ -149,6 +151,22 @@ class SizeTracer:
                 channels = weights[1] * group
         name = node.outputs[0]
         return (AxisOf(name, 0), channels, AxisOf(name, 2), AxisOf(name, 3))
+
+    def _resized(self, node: Node) -> tuple[Size, ...] | None:
+        """Give rank and channels of an enlarged tensor, where these stay; the rest is its own."""
+        dims = self.dims(node.inputs[0])
+        if dims is None or len(dims) != 4:
+            return None
+        _, _, scales_name, sizes_name = (*node.inputs, "", "", "")[:4]
+        kept = node.attributes.get("axes") in ((2, 3), (-2, -1))
+        if not kept and "axes" not in node.attributes:
+            scales = None if sizes_name else self._graph.constant(scales_name)
+            sizes = self.numbers(sizes_name) if sizes_name else None
+            kept = (scales is not None and scales.shape == (4,) and scales[1] == 1) or (
+                sizes is not None and sizes.shape == (4,) and sizes[1] == dims[1]
+            )
+        name = node.outputs[0]
+        return (AxisOf(name, 0), dims[1], AxisOf(name, 2), AxisOf(name, 3)) if kept else None
 
     def _gathered(self, node: Node, dims: tuple[Size, ...]) -> tuple[Size, ...] | None:
         indices, axis = self._graph.constant(node.inputs[1]), node.attributes.get("axis", 0)
