@@ -151,11 +151,16 @@ def _walk_labels(graph: OnnxGraph, walk: _Walk) -> _Labels:
         walk.tensor = node.inputs[0]
         walk.class_axis = axis % 4 if isinstance(axis, int) and -4 <= axis < 4 else 0
         return "argmax", None, "higher" if node.attributes.get("select_last_index") else "lower"
-    if node.op_type in _THRESHOLDS:
+    tie = _THRESHOLDS.get(node.op_type)
+    if node.op_type == "Not":  # opset 11 has no GreaterOrEqual, and writes Less and Not
+        inner = graph.producer(node.inputs[0])
+        if inner is not None and inner.op_type == "Less":
+            node, tie = inner, "higher"
+    if tie is not None:
         limit = graph.constant(node.inputs[1])
         if limit is not None and limit.size == 1:
             walk.tensor = node.inputs[0]
-            return "threshold", float(limit.reshape(-1)[0]), _THRESHOLDS[node.op_type]
+            return "threshold", float(limit.reshape(-1)[0]), tie
     return None, None, "lower"
 
 
