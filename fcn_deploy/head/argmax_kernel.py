@@ -12,22 +12,18 @@ The second rule leaves two classes, mostly; these are compared pixel by pixel, i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 
-from fcn_deploy.head.compiling import instruction, kernel, part
+from fcn_deploy.head.compiling import kernel, part
 from fcn_deploy.head.geometry import LANES, Axis
+from fcn_deploy.head.vectors import ROW_PAIR, contest, copy_line, lowest_bit
 from fcn_deploy.tensors import Array
 
 __all__ = ["argmax_kernel"]
-
-_PAIR = 2
-"""Output rows that are compared at once, so that they fill a 512-bit register."""
 
 _GROUP = 16
 """Output rows that are written at once: they share the work on a cell and stay in the L1 cache."""
@@ -37,8 +33,6 @@ _WORD = 32
 
 _ZERO = np.float32(0)
 _INFINITY = np.float32(np.inf)
-
-_INT32 = ir.IntType(32)
 
 
 @cache
@@ -75,7 +69,7 @@ def _argmax_bands(
     ids = np.empty(count, np.int32)
     fill = np.empty(size + LANES, labels.dtype)
     group = np.empty((_GROUP, size + LANES), labels.dtype)
-    identity = labels.shape[0] == height and size == width
+    identity = _is_identity(rows, height) and _is_identity(columns, width)
 
     top, loaded = 0, -1  # line of `planes` that holds the band's upper row; last row loaded
     unseen = 0 if first == 0 else rows.cells[rows.starts[first]]
@@ -117,8 +111,8 @@ def _argmax_bands(
                     continue
                 many = _gather(upper, lower, contenders, cell, corners, ids)
                 for chunk in range(x, end, LANES):
-                    for r in range(0, length, _PAIR):
-                        _contest(
+                    for r in range(0, length, ROW_PAIR):
+                        contest(
                             *(group, r, chunk, end - chunk, columns.near, columns.far),
                             *(rows.near, rows.far, y + r, corners, ids, many),
                         )
@@ -131,6 +125,17 @@ def _argmax_bands(
     for x in range(width):
         finite &= taint[x] == _ZERO
     return finite
+
+
+@part
+def _is_identity(axis: Axis, samples: int) -> bool:
+    """Say whether each output is one sample, in order."""
+    if len(axis.starts) != samples + 1 or axis.starts[samples] != samples:
+        return False
+    exact = True
+    for x in range(samples):
+        exact &= axis.far[x] == _ZERO
+    return exact
 
 
 @part
@@ -148,11 +153,15 @@ def _copy_row(scores: Array, threshold: float, row: int, planes: Array, taint: A
     for x in range(shift * len(planes[0])):
         planes[0, x] = threshold
     for c in range(classes):
+        line = planes[c + shift]
+        if scores.strides[2] == scores.itemsize:
+            copy_line(line, scores, c, row)
+        else:
+            for x in range(width):
+                line[x] = scores[c, row, x]
+        line[width] = line[width - 1]
         for x in range(width):
-            value = scores[c, row, x]
-            planes[c + shift, x] = value
-            taint[x] += value * _ZERO
-        planes[c + shift, width] = planes[c + shift, width - 1]
+            taint[x] += line[x] * _ZERO
 
 
 @part
@@ -238,126 +247,10 @@ def _gather(
     for word in range(len(contenders)):
         bits = contenders[word, cell]
         while bits != 0:
-            c = word * _WORD + _lowest_bit(bits)
+            c = word * _WORD + lowest_bit(bits)
             bits &= bits - np.uint32(1)
             ids[many] = c
             corners[many, 0], corners[many, 1] = upper[c, cell], upper[c, cell + 1]
             corners[many, 2], corners[many, 3] = lower[c, cell], lower[c, cell + 1]
             many += 1
     return many
-
-
-@instruction
-def _lowest_bit(typing_context, word):  # type: ignore[no-untyped-def]  # these are Numba's types
-    """Give the index of the lowest bit of a word that is not 0."""
-
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]  # as above
-        index = builder.cttz(values[0], ir.Constant(ir.IntType(1), 1))
-        return builder.zext(index, ir.IntType(64))
-
-    return types.int64(word), generate
-
-
-@instruction
-def _contest(  # type: ignore[no-untyped-def]  # these are Numba's types
-    typing_context, labels, row, x, width, near_x, far_x, near_y, far_y, y, corners, ids, count
-):
-    """Write the winners of `_PAIR` rows of `LANES` pixels, `width` of which lie in the cell.
-
-    Numba leaves loops as short as a cell scalar, so this spells the vectors out. Classes come in
-    ascending order and only a greater score wins: ties go to the lowest class.
-    """
-    arguments = (labels, row, x, width, near_x, far_x, near_y, far_y, y, corners, ids, count)
-
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]  # as above
-        opened = [
-            context.make_array(kind)(context, builder, value)
-            if isinstance(kind, types.Array)
-            else value
-            for kind, value in zip(signature.args, values, strict=True)
-        ]
-        _write_contest(builder, *opened)
-        return context.get_dummy_value()
-
-    return types.void(*arguments), generate
-
-
-def _write_contest(  # type: ignore[no-untyped-def]  # values of LLVM's builder
-    builder, labels, row, x, width, near_x, far_x, near_y, far_y, y, corners, ids, count
-) -> None:
-    scores_type = ir.VectorType(ir.FloatType(), _PAIR * LANES)
-    ids_type = ir.VectorType(_INT32, _PAIR * LANES)
-    columns = list(range(LANES)) * _PAIR
-    rows = [r for r in range(_PAIR) for _ in range(LANES)]
-    weights_x = [_load(builder, weights.data, x, LANES, columns) for weights in (near_x, far_x)]
-    weights_y = [_load(builder, weights.data, y, _PAIR, rows) for weights in (near_y, far_y)]
-
-    def mean(near: Any, far: Any, weights: Any) -> Any:
-        return builder.fadd(builder.fmul(near, weights[0]), builder.fmul(far, weights[1]))
-
-    def contender(k: Any) -> tuple[Any, Any]:
-        first = builder.gep(corners.data, [builder.mul(k, k.type(4))])
-        values = [builder.load(builder.gep(first, [k.type(j)])) for j in range(4)]
-        a, b, c, d = (_splat(builder, value, scores_type) for value in values)
-        value = mean(mean(a, c, weights_y), mean(b, d, weights_y), weights_x)
-        return value, _splat(builder, builder.load(builder.gep(ids.data, [k])), ids_type)
-
-    start = (count.type(1), *contender(count.type(0)))
-    before = builder.block
-    loop, after = (builder.append_basic_block(name) for name in ("contender", "winners"))
-    builder.cbranch(builder.icmp_signed(">", count, start[0]), loop, after)
-
-    builder.position_at_end(loop)
-    k, best, winners = (builder.phi(value.type) for value in start)
-    value, label = contender(k)
-    better = builder.fcmp_ordered(">", value, best)
-    following = (
-        builder.add(k, k.type(1)),
-        builder.select(better, value, best),
-        builder.select(better, label, winners),
-    )
-    for phi, first, later in zip((k, best, winners), start, following, strict=True):
-        phi.add_incoming(first, before)
-        phi.add_incoming(later, loop)
-    builder.cbranch(builder.icmp_signed("<", following[0], count), loop, after)
-
-    builder.position_at_end(after)
-    final = builder.phi(ids_type)
-    final.add_incoming(start[2], before)
-    final.add_incoming(following[2], loop)
-    _store(builder, final, labels, row, x, width)
-
-
-def _store(builder: Any, winners: Any, labels: Any, row: Any, x: Any, width: Any) -> None:
-    """Store the lanes that lie in the cell; beyond it the labels stay as they are."""
-    lanes = ir.VectorType(width.type, LANES)
-    inside = builder.icmp_signed(
-        "<", ir.Constant(lanes, list(range(LANES))), _splat(builder, width, lanes)
-    )
-    label = labels.data.type.pointee
-    length = builder.extract_value(labels.shape, 1)
-    for r in range(_PAIR):
-        line = builder.mul(builder.add(row, row.type(r)), length)
-        place = builder.gep(labels.data, [builder.add(line, x)])
-        place = builder.bitcast(place, ir.VectorType(label, LANES).as_pointer())
-        part = _pick(builder, winners, range(r * LANES, (r + 1) * LANES))
-        part = builder.trunc(part, place.type.pointee)
-        old = builder.load(place, align=1)
-        builder.store(builder.select(inside, part, old), place, align=1)
-
-
-def _load(builder: Any, data: Any, index: Any, count: int, lanes: list[int]) -> Any:
-    """Load `count` floats, and give them in the order of `lanes`."""
-    kind = ir.VectorType(ir.FloatType(), count)
-    place = builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
-    return _pick(builder, builder.load(place, align=4), lanes)
-
-
-def _splat(builder: Any, value: Any, kind: Any) -> Any:
-    single = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _INT32(0))
-    return _pick(builder, single, [0] * kind.count)
-
-
-def _pick(builder: Any, vector: Any, lanes: Sequence[int]) -> Any:
-    mask = ir.Constant(ir.VectorType(_INT32, len(lanes)), list(lanes))
-    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)

@@ -213,7 +213,7 @@ def test_out_of_another_shape_or_dtype_is_refused(scores: Array, out: Array) -> 
 @pytest.mark.parametrize("num_threads", [2, 3, 8])
 def test_any_number_of_threads_gives_the_same(rng: np.random.Generator, num_threads: int) -> None:
     scores = rng.standard_normal((2, 3, 31, 37)).astype(np.float32)
-    size = (1500, 1600)  # large enough for several threads
+    size = (3000, 3000)  # large enough for eight threads
     alone = upsample_argmax(scores, size, num_threads=1)
 
     labels = upsample_argmax(scores, size, num_threads=num_threads)
@@ -223,7 +223,7 @@ def test_any_number_of_threads_gives_the_same(rng: np.random.Generator, num_thre
 
 def test_many_threads_may_call_at_once(rng: np.random.Generator) -> None:
     scores = [rng.standard_normal((4, 31, 37)).astype(np.float32) for _ in range(16)]
-    size = (1100, 1000)
+    size = (2200, 2000)  # large enough for two
     expected = [upsample_argmax(one, size, num_threads=1) for one in scores]
 
     with ThreadPoolExecutor(8) as pool:
@@ -236,10 +236,10 @@ def test_head_works_in_a_fork_of_a_process_that_used_it() -> None:
     code = f"""{USE_IT}
 import os
 big = np.random.default_rng(5).standard_normal((4, 31, 37)).astype(np.float32)
-before = upsample_argmax(big, (1500, 1600), num_threads=2)
+before = upsample_argmax(big, (2200, 2000), num_threads=2)
 child = os.fork()
 if child == 0:
-    same = np.array_equal(before, upsample_argmax(big, (1500, 1600), num_threads=2))
+    same = np.array_equal(before, upsample_argmax(big, (2200, 2000), num_threads=2))
     os._exit(0 if same else 3)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
