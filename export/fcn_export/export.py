@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fcn_deploy.artifact import ArtifactWriter
+from fcn_deploy.choice import graph_precision
 from fcn_deploy.errors import BudgetError, ManifestError, ParityError
 from fcn_deploy.manifest import ClassInfo, Manifest, Variant
 from fcn_deploy.profile import ShapeRange
@@ -25,7 +26,7 @@ from fcn_export.measure import Measured, measure, runners
 from fcn_export.report import ExportReport, GraphFile, OnStep, Steps
 from fcn_export.request import ExportRequest
 from fcn_export.staging import Staged, stage_module
-from fcn_export.variants import GraphVariant, Making, graph_precision, make_variants
+from fcn_export.variants import GraphVariant, Making, make_variants
 from fcn_export.verify import ParityRow, unseen_shapes, verify
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ def export_model(
         staged = _stage(model, writer.folder, request, steps, stack)
         classes = _fit_classes(named, staged.spec)
         parity = _verify(staged, request, steps)
-        variants = make_variants(Making(staged, request, labelled, steps))
-        own, measured = _measure(staged, variants, labelled, steps)
+        making = Making(staged, request, _reader(staged, labelled), labelled is not None, steps)
+        variants = make_variants(making)
+        own, measured = _measure(making, variants)
         report = _report(
             writer.path, staged, classes, parity, variants, own, measured, labelled, request
         )
@@ -147,34 +149,32 @@ def _verify(staged: Staged, request: ExportRequest, steps: Steps) -> tuple[Parit
     return rows
 
 
-def _measure(
-    staged: Staged,
-    variants: tuple[GraphVariant, ...],
-    labelled: EvalSet | None,
-    steps: Steps,
-) -> tuple[Measured, tuple[Measured, ...]]:
+def _reader(staged: Staged, labelled: EvalSet | None) -> Callable[[], Iterator[EvalItem]]:
     spec = staged.spec
     if labelled is None:
-        items = _synthetic_items(staged.shapes)
-        count = _SYNTHETIC_FRAMES
-    else:
-        items = labelled.items(color=spec.input_color, num_labels=spec.num_labels)
-        count = len(labelled)
+        return lambda: _synthetic_items(staged.shapes)
+    return lambda: labelled.items(color=spec.input_color, num_labels=spec.num_labels)
+
+
+def _measure(
+    making: Making, variants: tuple[GraphVariant, ...]
+) -> tuple[Measured, tuple[Measured, ...]]:
+    staged, steps = making.staged, making.steps
     graphs = {variant.precision: variant.file for variant in variants}
     candidates = runners(graphs)
     with steps.step("measure"):
         own, measured = measure(
             graphs,
             staged.reference,
-            spec,
+            staged.spec,
             staged.shapes,
-            items,
+            making.items(),
             candidates=candidates,
-            has_labels=labelled is not None,
+            has_labels=making.has_labels,
             on_progress=steps.tell,
         )
         names = ", ".join(str(candidate) for candidate in candidates)
-        steps.tell(f"{names} on {count} {'images' if labelled else 'synthetic frames'}")
+        steps.tell(f"{names} on {'labelled images' if making.has_labels else 'synthetic frames'}")
     return own, measured
 
 

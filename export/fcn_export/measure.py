@@ -10,9 +10,9 @@ import numpy as np
 
 from fcn_deploy.backends import backend_names, get_backend
 from fcn_deploy.backends.base import ExecutionContext
+from fcn_deploy.choice import graph_precision
 from fcn_deploy.errors import ArtifactError, ExecutionError, NonFiniteOutputError
 from fcn_deploy.manifest import Fidelity, WorstImage
-from fcn_deploy.preprocess import pad_frame
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Array, Precision
 from fcn_export.eval_set import EvalItem
@@ -24,10 +24,10 @@ from fcn_export.fidelity import (
     split_disagreement,
     top_two_margin,
 )
+from fcn_export.frames import as_batch
 from fcn_export.graph_spec import INPUT_NAME, SCORES, GraphSpec
 from fcn_export.onnx_file import OnnxFile
 from fcn_export.reference import Reference, labels_of
-from fcn_export.variants import graph_precision
 
 __all__ = ["Measured", "Runner", "measure", "runners"]
 
@@ -212,9 +212,7 @@ def _answers(
     for number, item in enumerate(items, 1):
         on_progress(f"image {number}")
         height, width = item.frame.shape[:2]
-        size = shapes.padded_size(max(height, shapes.min[1]), max(width, shapes.min[2]))
-        # a graph of fixed batch gets the image as often as it wants; the first answer counts
-        images = np.repeat(pad_frame(item.frame, size)[None], spec.fixed[0] or 1, axis=0)
+        images = as_batch(item.frame, spec, shapes)
         scores = np.ascontiguousarray(reference.scores(images)[:1, :, :height, :width])
         labels = labels_of(scores)
         at_border = border_mask(labels[0])[None]

@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fcn_deploy.choice import graph_precision
 from fcn_deploy.manifest import ClassInfo, Source
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Array, Precision
 from fcn_export.fidelity import mean_iou, pixel_accuracy
 from fcn_export.measure import Measured
-from fcn_export.variants import GraphVariant, graph_precision
+from fcn_export.variants import GraphVariant
 from fcn_export.verify import ParityRow
 
 __all__ = ["ExportReport", "GraphFile", "OnStep", "StepEvent", "Steps"]

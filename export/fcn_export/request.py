@@ -16,7 +16,7 @@ from fcn_export.variants import made_precisions
 
 __all__ = ["MIN_OPSET", "ExportRequest"]
 
-_USUAL_PRECISIONS = (Precision.FP32,)
+_USUAL_PRECISIONS = (Precision.FP32, Precision.FP16)
 
 MIN_OPSET = 18  # the oldest that torch's dynamo exporter writes
 

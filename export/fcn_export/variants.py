@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
+from fcn_deploy.choice import graph_precision
 from fcn_deploy.tensors import Precision
 from fcn_export.onnx_file import OnnxFile
 
 if TYPE_CHECKING:
-    from fcn_export.eval_set import EvalSet
+    from fcn_export.eval_set import EvalItem
     from fcn_export.report import Steps
     from fcn_export.request import ExportRequest
     from fcn_export.staging import Staged
@@ -20,7 +21,6 @@ __all__ = [
     "GraphVariant",
     "Maker",
     "Making",
-    "graph_precision",
     "made_precisions",
     "make_variants",
     "variant_name",
@@ -49,13 +49,15 @@ class Making:
     Attributes:
         staged: the verified fp32 graph, and the model it equals. Its file's folder is where the
             variant is written, under `variant_name`; other files put there join the artifact.
-        labelled: images with ground truth; None without `--eval`.
+        items: reads the images that variants are measured on, from the first again at each call;
+            their labels are ground truth where `has_labels`.
         steps: told what goes on; the step is open already.
     """
 
     staged: Staged
     request: ExportRequest
-    labelled: EvalSet | None
+    items: Callable[[], Iterator[EvalItem]]
+    has_labels: bool
     steps: Steps
 
 
@@ -63,17 +65,14 @@ Maker = Callable[[Making], GraphVariant]
 """Makes one variant; raises ExportError where it cannot be made as asked."""
 
 # fp32 is the verified graph itself; bf16 has no file, backends compute in it from fp32's
-_MAKERS: Mapping[Precision, tuple[str, str]] = {}
+_MAKERS: Mapping[Precision, tuple[str, str]] = {
+    Precision.FP16: ("fcn_export.fp16", "make_fp16"),
+}
 
 
 def made_precisions() -> tuple[Precision, ...]:
     """Give every precision that an artifact can be asked for."""
     return tuple(p for p in Precision if graph_precision(p) is Precision.FP32 or p in _MAKERS)
-
-
-def graph_precision(precision: Precision) -> Precision:
-    """Give the precision of the graph that is run for a precision: bf16 runs fp32's."""
-    return Precision.FP32 if precision is Precision.BF16 else precision
 
 
 def variant_name(precision: Precision) -> str:
