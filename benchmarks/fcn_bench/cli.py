@@ -106,7 +106,7 @@ def _run(args: argparse.Namespace) -> int:
     _check_outputs(args)
     assertions = [parse_assertion(text) for text in args.assertions]
     old = None if args.compare is None else load_report(args.compare)
-    artifact = check_tunable(Path(args.target)) if args.tune else None
+    artifact = check_tunable(Path(args.target), args.scenario) if args.tune else None
     options = _options(args)
     say = _progress(args)
     try:
