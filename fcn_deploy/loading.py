@@ -118,6 +118,7 @@ class OpenedModel:
     context: ExecutionContext
     input_format: InputFormat
     output_format: OutputFormat
+    num_streams: int = 1
 
 
 def locate_model(path: str | os.PathLike[str], *, precision: str = "auto") -> ModelFile:
@@ -190,6 +191,7 @@ def open_model(
             context=context,
             input_format=_input_format(file, context, preprocess),
             output_format=_output_format(file, context, peeled),
+            num_streams=num_streams,
         )
     except BaseException:
         context.close()

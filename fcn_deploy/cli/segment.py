@@ -94,17 +94,24 @@ def run(args: argparse.Namespace) -> int:
     # FFmpeg prints addresses with their passwords, and both repeat what we report
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    from fcn_deploy.machine import throughput_streams, usable_cores
     from fcn_deploy.segmenter import Segmenter
-    from fcn_deploy.video.jobs import connected, plan_jobs
+    from fcn_deploy.video.jobs import connected, plan_jobs, want_throughput
     from fcn_deploy.video.runs import JobReport, run_job
 
     jobs = plan_jobs(args.sources, args.output, view=args.view)
+    streams = throughput_streams(usable_cores()) if want_throughput(jobs, args.policy) else 1
     reports: list[JobReport] = []
     complete = False
     try:
         with (
             connected(jobs),
-            Segmenter.open(args.model, backend=args.backend, precision=args.precision) as segmenter,
+            Segmenter.open(
+                args.model,
+                backend=args.backend,
+                precision=args.precision,
+                num_streams=streams,
+            ) as segmenter,
             _progress(args) as follow,
         ):
             for job in jobs:
