@@ -13,6 +13,7 @@ __all__ = [
     "CpuFeature",
     "Machine",
     "cpu_features",
+    "cpu_identity",
     "describe_machine",
     "distribution_version",
     "nvidia_gpus",
@@ -110,6 +111,17 @@ def describe_machine() -> Machine:
         usable_cores=usable_cores(),
         gpus=nvidia_gpus(),
     )
+
+
+def cpu_identity() -> str:
+    """Give the CPU's model and instructions in one line: machine code for one may not suit another.
+
+    Empty where the system does not say.
+    """
+    lines = _read(Path("/proc/cpuinfo")).splitlines()
+    telling = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU part", "Features")
+    found = {line for line in lines if line.partition(":")[0].strip() in (*telling, "model name")}
+    return " | ".join(" ".join(line.split()) for line in sorted(found))
 
 
 def throughput_streams(cores: int) -> int:

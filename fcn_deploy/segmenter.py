@@ -70,6 +70,7 @@ class Segmenter(ContextManaged):
         std: Sequence[float] | None = None,
         color: NetworkColor | None = None,
         peel: bool = True,
+        cache: bool = True,
         tile_pixels: int | None = None,
     ) -> Segmenter:
         """Load an artifact, a file in one, or a bare ``.onnx`` or ``.xml`` of anyone's making.
@@ -85,6 +86,8 @@ class Segmenter(ContextManaged):
             color: channels that a bare graph expects; None: rgb.
             peel: stop the network at its low-resolution scores where the runtime's faster head
                 gives the same labels; False runs the whole graph.
+            cache: keep the compiled network in the user's cache folder
+                (``$XDG_CACHE_HOME/fcn-deploy``), so that it opens sooner the next time.
             tile_pixels: frames of more pixels are segmented in tiles of at most so many; None: of
                 more than the network holds in 3 GiB of floats, in tiles of half a GiB.
 
@@ -104,6 +107,7 @@ class Segmenter(ContextManaged):
                 std=std,
                 color=color,
                 peel=peel,
+                cache=cache,
             ),
             tile_pixels=tile_pixels,
         )
