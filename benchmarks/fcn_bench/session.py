@@ -225,7 +225,7 @@ class Session:
                 agreements[what] = worker.agreement(reference)
             truth = self._ground_truth(job, worker)
             eager = truth if job.torch_mode == "eager" else eager
-            outcomes.append(Outcome(peak, agreements[what], truth, eager))
+            outcomes.append(Outcome(worker.open_ms, peak, agreements[what], truth, eager))
         return outcomes
 
     def _ground_truth(self, job: Job, worker: Worker) -> GroundTruth | None:

@@ -159,7 +159,11 @@ def test_without_a_baseline_there_is_no_speed_up() -> None:
 
 def test_drop_is_pytorchs_mean_iou_less_the_rows_in_points() -> None:
     job = plan_jobs([OPENVINO], [], ["latency"], streams=2)[0]
-    outcome = Outcome(None, Agreement(0.99, 0.01, 0.98), GroundTruth(0.80), GroundTruth(0.812))
+    outcome = Outcome(
+        agreement=Agreement(0.99, 0.01, 0.98),
+        truth=GroundTruth(0.80),
+        eager_truth=GroundTruth(0.812),
+    )
 
     row = make_rows([(row, outcome) for row in rows_of(job, 50.0)])[0]
 
