@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fcn_deploy.video.jobs import SegmentJob
     from fcn_deploy.video.runs import JobReport
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 # written out here so that --help does not load NumPy; a test compares them with the library's
 _VIEWS = ("overlay", "labels", "color", "side-by-side")
@@ -30,12 +30,17 @@ _JSON_VERSION = 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run fcn-segment; see the contract of all commands in `fcn_deploy.cli.run`."""
+    return run_command(run, build_parser(), argv)
+
+
+def build_parser() -> Parser:
+    """Make the parser of all options."""
     parser = Parser(
         prog="fcn-segment",
         description="Segment images, folders of images, videos, webcams and network streams.",
     )
     add_arguments(parser)
-    return run_command(run, parser, argv)
+    return parser
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
