@@ -27,16 +27,21 @@ if TYPE_CHECKING:
     from fcn_bench.report import BenchmarkReport
     from fcn_deploy.manifest import Preprocess
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 _log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
+    return run_command(_run, build_parser(), argv)
+
+
+def build_parser() -> Parser:
+    """Make the parser of all options."""
     parser = Parser(prog="fcn-bench", description=__doc__)
     _add_arguments(parser)
-    return run_command(_run, parser, argv)
+    return parser
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
