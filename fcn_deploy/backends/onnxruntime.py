@@ -11,12 +11,23 @@ import numpy as np
 from fcn_deploy.backends.base import ContextManaged, ModelSource, check_feeds
 from fcn_deploy.errors import ArtifactError, BackendUnavailableError, ExecutionError
 from fcn_deploy.machine import usable_cores
+from fcn_deploy.onnx_scan import scan_onnx
 from fcn_deploy.tensors import Array, Precision, TensorSpec
 
 __all__ = ["OnnxRuntimeBackend"]
 
 _PROVIDER = "CPUExecutionProvider"
 _FATAL = 4  # errors come as exceptions; on stderr they would spoil a command's output
+
+# ONNX Runtime has few fp16 kernels for CPUs: it puts Casts around the other nodes
+_ARITHMETIC = {
+    Precision.FP32: "fp32",
+    Precision.FP16: "fp16 values, fp32 arithmetic inside most nodes",
+    Precision.INT8: "int8 layers, fp32 between them",
+}
+
+_DEQUANTIZE = "DequantizeLinear"
+_BIAS_QUANTIZATION = "WeightBiasQuantization"
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -33,7 +44,7 @@ _DTYPES = {
 
 
 class OnnxRuntimeBackend:
-    """Runs ONNX files on the CPU, in fp32."""
+    """Runs ONNX files on the CPU, each in the types that are in its graph."""
 
     name = "onnxruntime"
     suffixes = (".onnx",)
@@ -46,7 +57,10 @@ class OnnxRuntimeBackend:
 
     def precisions(self) -> tuple[Precision, ...]:
         _library()
-        return (Precision.FP32,)
+        return (Precision.FP32, Precision.FP16, Precision.INT8)
+
+    def arithmetic(self, precision: Precision) -> str:
+        return _ARITHMETIC[precision]
 
     def open(
         self,
@@ -60,7 +74,8 @@ class OnnxRuntimeBackend:
         library = _library()
         if precision not in self.precisions():
             raise BackendUnavailableError(
-                f"onnxruntime cannot compute in {precision} on this CPU; it can in fp32.",
+                f"onnxruntime cannot compute in {precision} on this CPU; "
+                f"it can in {', '.join(self.precisions())}.",
                 hint="Use --backend openvino, or --precision fp32.",
             )
         options = library.SessionOptions()
@@ -70,7 +85,9 @@ class OnnxRuntimeBackend:
         options.log_severity_level = _FATAL
         model = str(source.path) if source.data is None else source.cut_data()
         try:
-            session = library.InferenceSession(model, options, providers=[_PROVIDER])
+            session = library.InferenceSession(
+                model, options, providers=[_PROVIDER], disabled_optimizers=_disabled(source)
+            )
         except _errors() as error:
             raise ArtifactError(
                 f"onnxruntime refused '{source.path}': {_text(error)}",
@@ -123,6 +140,21 @@ def _library() -> Any:
             hint="pip install 'fcn-deploy[onnxruntime]'",
         ) from error
     return onnxruntime
+
+
+def _disabled(source: ModelSource) -> list[str]:
+    """Name the optimisations that would spoil this graph.
+
+    ONNX Runtime 1.31.1 turns the float16 bias of a quantised layer into int32 by dividing it, in
+    float16, by the product of two scales: that is infinite where the product is below 2**-16.
+    """
+    data = source.path.read_bytes() if source.data is None else source.data
+    if _DEQUANTIZE.encode() not in data:
+        return []
+    graph = scan_onnx(data, name=f"'{source.path}'", folder=source.path.parent)
+    scales = {node.inputs[1] for node in graph.nodes if node.op_type == _DEQUANTIZE}
+    weights = [graph.initializers[name] for name in scales if name in graph.initializers]
+    return [_BIAS_QUANTIZATION] if any(scale.dtype == "float16" for scale in weights) else []
 
 
 def _errors() -> tuple[type[Exception], ...]:
