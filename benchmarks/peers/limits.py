@@ -103,7 +103,7 @@ def count_flops(module: nn.Module, size: tuple[int, int]) -> float:
 
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         module(torch.zeros(1, 3, *size))
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 def _bare_call(

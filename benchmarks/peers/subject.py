@@ -85,7 +85,8 @@ def export_as_a_user(module: nn.Module, path: Path) -> None:
                 scores = torch.nn.functional.interpolate(
                     scores, size=image.shape[-2:], mode="bilinear", align_corners=False
                 )
-            return scores.argmax(1).to(torch.uint8)
+            labels: Tensor = scores.argmax(1).to(torch.uint8)
+            return labels
 
     free: Any = torch.export.Dim.DYNAMIC
     with quiet_exporters():
