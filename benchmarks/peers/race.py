@@ -102,7 +102,10 @@ def run_race(
             process.wait_until_open()
         say(f"{len(running)} contenders are loaded")
         reference = running[0].labels()
-        agreements = [_agreement(process.labels(), reference) for process in running]
+        agreements = []
+        for process in running:
+            agreements.append(_agreement(process.labels(), reference))
+            say(f"{process.contender.name}: {agreements[-1]:.3%} of the labels as the first")
         tracks = [Track(process.contender.name, process, "frame") for process in running]
         share = ForeignCpu(lambda: [os.getpid(), *(process.pid for process in running)])
         series = interleave([*tracks, *extra], plan, foreign_cpu=share, on_step=say)
