@@ -147,6 +147,6 @@ def _rules() -> str:
     return (
         "Every row is fed the same uint8 BGR frames, held-out scenes of `benchmarks/scenes`, and "
         "gives uint8 labels of the frame's size; the networks were trained on such scenes. Times "
-        "are medians. Ratios are of medians, with 95 % bootstrap intervals over rounds. Each row "
-        "has a process of its own."
+        "are medians. Ratios are of medians, with 95 % bootstrap intervals. Each row has a process "
+        "of its own, unless a section says otherwise."
     )
