@@ -126,7 +126,7 @@ def _fcn(setting: Setting) -> str:
 def _frame_to_labels(
     subject: Subject, size: tuple[int, int], setting: Setting, *, plan: Plan | None = None
 ) -> str:
-    race, apps = race_on(subject, size, setting, plan=plan, with_benchmark_app=True)
+    race, apps = race_on(subject, size, setting, plan=plan)
     ours = _best_ours(race)
     lines = race_table(race, base=ours)
     for name, series in apps:
