@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo readme test test-fast lint format typecheck wheel constraints clean distclean
+.PHONY: help venv demo readme peers test test-fast lint format typecheck wheel constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ demo: $(READY)  ## export, measure and run a trained network on real data, under
 
 readme: $(READY)  ## put what the last make demo measured into README.md
 	$(BIN)/python scripts/write_readme.py
+
+peers: $(READY)  ## measure against other runtimes, about 15 minutes, into benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.peers
 
 test: $(READY)  ## run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
