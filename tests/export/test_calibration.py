@@ -217,7 +217,7 @@ def test_doctor_counts_images_classes_and_duplicates(rng: np.random.Generator) -
     statistics = ImageStatistics(3)
     scene = rng.integers(0, 256, (8, 8, 3), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
     for index in range(20):
-        frame = scene if index < 10 else rng.integers(0, 20 * index - 100, (64, 64, 3), np.uint8)
+        frame = scene if index < 10 else rng.integers(0, 10 * index, (64, 64, 3), np.uint8)
         statistics.add_frame(frame)
         labels = np.zeros((64, 64), np.uint8)
         labels[: 1 + index] = 1
