@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
 
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_export.quantize.fold_norm import fold_batch_norms
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Int8Builder", "Int8Graph", "prepare"]
 
 _LEVELS = 127
-_ASKED = "as asked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,10 @@ class Int8Graph:
 
     Attributes:
         quantized: convolutions that compute in int8.
-        kept: convolutions that compute in float, with the reason.
+        kept: convolutions that compute in float, with the reason; `asked` where the caller did.
     """
+
+    asked: ClassVar[str] = "kept in fp32 as asked"
 
     model: onnx.ModelProto = field(repr=False)
     quantized: tuple[str, ...]
@@ -69,6 +72,7 @@ class Int8Builder:
         self.model = model
         self.table = table
         self.nodes = quantizable_nodes(model.graph)
+        self._nodes = {node.name: node for node in model.graph.node}
         self._weights: dict[str, QuantizedWeight | None] = {}
 
     def build(self, *, method: Method, keep_float: Collection[str] = ()) -> Int8Graph:
@@ -85,7 +89,7 @@ class Int8Builder:
         unknown = sorted(set(keep_float) - set(self.nodes))
         if unknown:
             raise ValueError(f"{unknown} are no convolutions that could be quantised")
-        kept = dict.fromkeys((name for name in self.nodes if name in keep_float), _ASKED)
+        kept = dict.fromkeys((name for name in self.nodes if name in keep_float), Int8Graph.asked)
         kept |= {name: reason for name, reason in self._unfit_weights().items() if name not in kept}
         placement, thresholds = self._place(kept, method)
         copy = type(self.model)()
@@ -98,6 +102,16 @@ class Int8Builder:
             weights={name: weight for name, weight in weights.items() if weight is not None},
         )
         return Int8Graph(copy, tuple(placement.weights), placement.kept)
+
+    def work(self, name: str) -> float:
+        """Give the multiply-adds of a convolution at the largest calibration image."""
+        view = GraphView(self.model.graph)
+        node = self._nodes[name]
+        shape = view.constants[node.input[1]].dims
+        groups = attributes(node).get("group", 1)
+        # of Conv, weights are [C_out, C_in / groups, ...]; of ConvTranspose, [C_in, ...]
+        inputs = shape[1] if node.op_type == "Conv" else shape[0] // groups
+        return float(self.table.outputs.get(name, 0) * inputs * np.prod(shape[2:]))
 
     def _place(self, kept: Mapping[str, str], method: Method) -> tuple[Placement, dict[str, float]]:
         """Place, and place again without the convolutions whose input has no usable scale."""
@@ -145,7 +159,7 @@ class Int8Builder:
     def _weight(self, name: str) -> QuantizedWeight | None:
         if name not in self._weights:
             view = GraphView(self.model.graph)
-            node = next(node for node in self.model.graph.node if node.name == name)
+            node = self._nodes[name]
             weight = view.array(node.input[1])
             if weight is None:
                 raise ValueError(f"the weights of '{name}' are no constant")

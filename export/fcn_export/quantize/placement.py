@@ -15,7 +15,14 @@ from fcn_export.quantize.graph_view import GraphView, attributes
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Edge", "Placement", "classifier_nodes", "place", "quantizable_nodes"]
+__all__ = [
+    "Edge",
+    "Placement",
+    "classifier_nodes",
+    "entry_nodes",
+    "place",
+    "quantizable_nodes",
+]
 
 Edge = tuple[str, int]
 """A node's name and which of its inputs."""
@@ -71,6 +78,21 @@ def classifier_nodes(graph: onnx.GraphProto) -> tuple[str, ...]:
         seen.update(fresh)
         queue += fresh
     return tuple(node.name for node in graph.node if node.name in found)
+
+
+def entry_nodes(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """Name the convolutions before which no other comes on the way from an input."""
+    view = GraphView(graph)
+    return tuple(
+        node.name
+        for node in graph.node
+        if node.op_type in _WEIGHT_AXES
+        and not any(
+            view.producers[name].op_type in _WEIGHT_AXES
+            for name in _ancestors(view, node.input[0])
+            if name in view.producers
+        )
+    )
 
 
 def place(graph: onnx.GraphProto, *, keep_float: Mapping[str, str] | None = None) -> Placement:
