@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["show_report", "step_printer"]
 
+_NAMED = 3  # of many layers, in a table
 _FILE_WIDTH = 150  # where there is no terminal to ask
 
 
