@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from fcn_deploy.plain_files import read_plain_file
 from fcn_deploy.preprocess import InputFormat, input_format
 from fcn_deploy.tail import find_tail
 from fcn_deploy.tensors import ColorOrder, NetworkColor, Precision, TensorSpec
+from fcn_deploy.tuned import kept_rows
 
 __all__ = ["ModelFile", "OpenedModel", "OutputFormat", "locate_model", "open_model"]
 
@@ -65,18 +67,22 @@ class ModelFile:
                 self.artifact.check(name)
         return graph
 
-    def source(self, *, outputs: Sequence[str] | None = None) -> ModelSource:
+    def source(self, *, outputs: Sequence[str] | None = None, cached: bool = False) -> ModelSource:
         """Give what a backend opens.
 
         Args:
             outputs: tensors to give out in place of the graph's own; None keeps these.
+            cached: let the backend keep the compiled network in the user's cache.
 
         Raises:
             ArtifactError: the file is damaged, foreign or unsafe to parse.
         """
         if self.graph is None or self.graph.external_files:
             return ModelSource(self.path)
-        return ModelSource(self.path, self.data, None if outputs is None else tuple(outputs))
+        digest = hashlib.sha256(self.data).hexdigest() if cached else None
+        return ModelSource(
+            self.path, self.data, None if outputs is None else tuple(outputs), digest
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,7 @@ class OpenedModel:
     context: ExecutionContext
     input_format: InputFormat
     output_format: OutputFormat
+    num_streams: int = 1
 
 
 def locate_model(path: str | os.PathLike[str], *, precision: str = "auto") -> ModelFile:
@@ -165,12 +172,16 @@ def open_model(
     std: Sequence[float] | None = None,
     color: NetworkColor | None = None,
     peel: bool = True,
+    cache: bool = True,
 ) -> OpenedModel:
     """Locate, check, choose and load. For the arguments and errors see `Segmenter.open`."""
     file = locate_model(path, precision=precision)
-    chosen, backend_reason = choose_backend(backend, file.path.suffix)
+    # a file that was named itself, or a precision, leaves nothing to what was measured
+    open_choice = precision == "auto" and file.precision is None
+    tuned = kept_rows(file.manifest) if open_choice and file.manifest is not None else None
+    chosen, backend_reason = choose_backend(backend, file.path.suffix, tuned=tuned)
     decided, precision_reason = choose_precision(
-        precision, chosen, file.manifest, file_precision=file.precision
+        precision, chosen, file.manifest, file_precision=file.precision, tuned=tuned
     )
     if file.artifact is not None and file.precision is None:
         file = locate_model(path, precision=decided)
@@ -178,7 +189,7 @@ def open_model(
     peeled = _peel(file) if peel else "it was asked for whole"
     outputs = (peeled.scores,) if isinstance(peeled, PeeledTail) else None
     context = chosen.open(
-        file.source(outputs=outputs),
+        file.source(outputs=outputs, cached=cache),
         precision=decided,
         num_threads=num_threads,
         num_streams=num_streams,
@@ -192,6 +203,7 @@ def open_model(
             context=context,
             input_format=_input_format(file, context, preprocess),
             output_format=_output_format(file, context, peeled),
+            num_streams=num_streams,
         )
     except BaseException:
         context.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Generator
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -23,10 +25,26 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("fcn-deploy")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def users_cache() -> Generator[Path, None, None]:
+    """Keep the user's own cache out of the tests, and out of the processes that they start."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", folder)
+        yield Path(folder)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(20260)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """Leave alone what the user's own fcn-bench --tune has kept, and do not be led by it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fcn_export.export import ExportReport, export_model
     from fcn_export.loading import LoadedModel, load_model
+    from fcn_export.request import ExportRequest
 
-__all__ = ["ExportReport", "LoadedModel", "export_model", "load_model"]
+__all__ = ["ExportReport", "ExportRequest", "LoadedModel", "export_model", "load_model"]
 
 _HOMES = {
     "ExportReport": "fcn_export.export",
+    "ExportRequest": "fcn_export.request",
     "LoadedModel": "fcn_export.loading",
     "export_model": "fcn_export.export",
     "load_model": "fcn_export.loading",

@@ -168,3 +168,29 @@ def test_search_is_shown_as_a_table_of_points(capsys: pytest.CaptureFixture[str]
         "0.40",
         "1.000%",
     ]
+
+
+def test_fp16_that_loses_too_much_keeps_the_layers_that_do(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    graph = FrameGraph(rng)
+    graph.conv("input", (3, 8), out="stem")
+    graph.op("Relu", "stem", out="stem_relu")
+    graph.conv("stem_relu", (8, 8), out="middle")
+    # at 4096, fp16 tells numbers apart that differ by 4
+    shift = graph.constant("shift", np.float32(4096))
+    graph.op("Add", "middle", shift, out="shifted")
+    graph.op("Sub", "shifted", shift, out="back")
+    graph.conv("back", (8, 8), out="after")
+    graph.op("Relu", "after", out="after_relu")
+    path = _write(tmp_path, graph.model(graph.conv("after_relu", (8, 4), out="last", kernel=1)))
+    request = replace(_request(tmp_path, 1.0), precisions=("fp16",), calibrate=None)
+
+    report = export_model(path, tmp_path / "out.fcn", request=request)
+
+    search = report.file_of(Precision.FP16).figures["search"]
+    assert search["kept"] == ["middle"]
+    assert search["pareto"][0]["miou_drop"] > 1.0
+    assert {"middle", "shifted", "back"} <= set(
+        report.file_of(Precision.FP16).figures["fp32_nodes"]
+    )

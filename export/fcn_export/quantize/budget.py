@@ -31,6 +31,7 @@ def keep_budget(
     build: Callable[[Collection[str]], onnx.ModelProto],
     *,
     key: str,
+    quick: bool = False,
 ) -> SearchResult | None:
     """Find which blocks to keep in fp32 so that the export's budget holds on every backend here.
 
@@ -41,9 +42,11 @@ def keep_budget(
         model: the fp32 graph.
         build: makes the variant that keeps the nodes named in fp32.
         key: what decides the variant, beside the nodes that are kept.
+        quick: search only if a few images lose more than half of the budget: for precisions that
+            hardly ever lose any.
 
     Returns:
-        None without ground truth: there is no mean IoU to keep.
+        None without ground truth: there is no mean IoU to keep; and where `quick` says enough.
 
     Raises:
         BudgetError: the budget holds with no block lowered.
@@ -53,6 +56,8 @@ def keep_budget(
     able = [name for name in backend_names() if get_backend(name).available()]
     backends = [name for name in able if precision in get_backend(name).precisions()]
     making.steps.tell("labels of the fp32 graph")
+    if quick and _few_lose_little(making, precision, model, backends, build(())):
+        return None
     all_images = _judge(making, model, backends)
     few_images: list[Judge] = []  # made when the first layer is judged: most networks need none
 
@@ -76,6 +81,18 @@ def keep_budget(
     result = search.run(making.request.max_miou_drop, on_progress=making.steps.tell)
     notes.clear()
     return result
+
+
+def _few_lose_little(
+    making: Making,
+    precision: Precision,
+    model: onnx.ModelProto,
+    backends: Sequence[str],
+    variant: onnx.ModelProto,
+) -> bool:
+    every = max(1, sum(1 for _ in making.items()) // _RANKING_IMAGES)
+    drop = _judge(making, model, backends, every).score(variant, precision).miou_drop
+    return drop is not None and drop <= making.request.max_miou_drop / 2
 
 
 def _judge(
