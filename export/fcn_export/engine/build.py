@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,6 @@ from fcn_deploy.errors import (
     BuildCancelledError,
     BuildError,
     ProfileError,
-    UnsupportedOpError,
 )
 from fcn_deploy.onnx_scan import scan_onnx
 from fcn_deploy.plain_files import read_plain_file
@@ -40,6 +38,7 @@ from fcn_export.engine.proof import (
     inspector_layer_types,
     plan_text_layer_types,
 )
+from fcn_export.engine.refusals import build_failure, parse_failure
 from fcn_export.engine.timing_cache import load_timing_cache, save_timing_cache
 
 if TYPE_CHECKING:
@@ -48,11 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["BuiltEngine", "build_engine"]
 
 _LOG = logging.getLogger(__name__)
-
-_TAIL = 5  # messages that an error repeats: the last ones say what failed
-_OUT_OF_MEMORY = re.compile(r"Requested size was (\d+) bytes")
-# TensorRT's own source location and condition before the reason that it gives
-_ASSERTION = re.compile(r"^(?:Assertion failed: )?.*?: (?=[A-Z])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +178,7 @@ def _build(
         if monitor.cancelled:
             raise BuildCancelledError(f"the build of '{path.name}' was cancelled.")
         if memory is None:
-            raise _failure(library, path, messages)
+            raise build_failure(library, path.name, messages)
         if config.timing_cache is not None:
             save_timing_cache(options, config.timing_cache)
         return bytes(memory), messages
@@ -195,17 +189,7 @@ def _parse(library: TensorRT, network: Network, path: Path) -> None:
     # by path: from bytes, weights beside the file are not found
     if parser.parse_from_file(str(path.absolute())):
         return
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    lines = []
-    for error in errors:
-        reason = _ASSERTION.sub("", error.desc().strip(), count=1)
-        where = f"node {error.node()} '{error.node_name()}' ({error.node_operator()}): "
-        lines.append((where if error.node_operator() else "") + reason)
-    unsupported = any(error.code().name.startswith("UNSUPPORTED") for error in errors)
-    kind = UnsupportedOpError if unsupported else BuildError
-    raise kind(
-        f"{library.title} could not parse '{path.name}': {'; '.join(lines) or 'no reason given'}."
-    )
+    raise parse_failure(library, path.name, parser)
 
 
 def _options(library: TensorRT, builder: Builder, config: BuildConfig) -> BuilderConfig:
@@ -247,18 +231,6 @@ def _set_targets(library: TensorRT, options: BuilderConfig, targets: Sequence[st
             raise BuildError(f"{library} does not build for compute capability {target}.")
 
 
-def _failure(library: TensorRT, path: Path, messages: Sequence[Message]) -> BuildError:
-    errors = [m.text.strip() for m in messages if m.severity <= Severity.ERROR]
-    said = " | ".join(errors[-_TAIL:]) or "it gave no reason"
-    hint = None
-    if wanted := [int(size) for size in _OUT_OF_MEMORY.findall(said)]:
-        mebibytes = -(-max(wanted) // (1 << 20))
-        hint = f"Allow more with --workspace-mb: {mebibytes} at least, or lower --max-size."
-    elif "cudaError" in said or "CUDA" in said:
-        hint = "nvidia-smi says what the driver sees; --engine tensorrt-rtx needs no GPU."
-    return BuildError(f"{library} could not build '{path.name}': {said}", hint=hint)
-
-
 def _inspect(library: TensorRT, plan: bytes, config: BuildConfig) -> str:
     runtime = library.runtime()
     if config.version_compatible:
@@ -266,7 +238,7 @@ def _inspect(library: TensorRT, plan: bytes, config: BuildConfig) -> str:
     with library.capture() as messages:
         engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        said = " | ".join(message.text for message in messages[-_TAIL:])
+        said = " | ".join(message.text for message in messages)
         raise BuildError(f"{library} cannot open the plan that it built: {said}")
     layout = library.member("LayerInformationFormat", "JSON")
     return engine.create_engine_inspector().get_engine_information(layout)

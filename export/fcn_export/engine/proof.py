@@ -121,10 +121,9 @@ def inspector_layer_types(information: str) -> LayerTypes:
     for layer in layers:
         if not isinstance(layer, dict):  # names only: the engine was built without details
             continue
-        spelled = _first_input_type(layer)
-        for name in _INSPECTOR_LAYER.findall(str(layer.get("Metadata", ""))):
-            if spelled is not None:
-                found[name] = _widest([spelled, *_known(found, name)])
+        factors = _factor_types(layer)
+        for name in _INSPECTOR_LAYER.findall(str(layer.get("Metadata", ""))) if factors else ():
+            found[name] = _widest([*factors, *_known(found, name)])
     return found
 
 
@@ -236,10 +235,17 @@ def _widest(types: list[str]) -> str:
     return max(types, key=order.index)
 
 
-def _first_input_type(layer: Mapping[str, Any]) -> str | None:
-    """Give the type of a layer's data; None for a layer without weights."""
+def _factor_types(layer: Mapping[str, Any]) -> list[str]:
+    """Give the types of a layer's data and weights; empty for a layer without weights."""
     if "Weights" not in layer or not layer.get("Inputs"):
-        return None
-    first = layer["Inputs"][0]
-    text = str(first.get("Datatype") or first.get("Format/Datatype") or "")
-    return next((name for pattern, name in _INSPECTOR_TYPES if pattern.search(text)), None)
+        return []
+    data = layer["Inputs"][0]
+    spelled = [
+        str(data.get("Datatype") or data.get("Format/Datatype") or ""),
+        str(layer["Weights"].get("Type", "")),
+    ]
+    return [
+        name
+        for text in spelled
+        if (name := next((name for known, name in _INSPECTOR_TYPES if known.search(text)), None))
+    ]
