@@ -168,10 +168,12 @@ def open_model(
 ) -> OpenedModel:
     """Locate, check, choose and load. For the arguments and errors see `Segmenter.open`."""
     file = locate_model(path, precision=precision)
-    if file.precision is not None and precision == "auto" and file.precision is not Precision.FP32:
-        precision = file.precision.value
     chosen, backend_reason = choose_backend(backend, file.path.suffix)
-    decided, precision_reason = choose_precision(precision, chosen, file.manifest)
+    decided, precision_reason = choose_precision(
+        precision, chosen, file.manifest, file_precision=file.precision
+    )
+    if file.artifact is not None and file.precision is None:
+        file = locate_model(path, precision=decided)
     preprocess = _preprocess(file, mean=mean, std=std, color=color)
     peeled = _peel(file) if peel else "it was asked for whole"
     outputs = (peeled.scores,) if isinstance(peeled, PeeledTail) else None
