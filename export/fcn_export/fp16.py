@@ -11,6 +11,7 @@ from fcn_export.frames import as_batch
 from fcn_export.onnx_file import write_onnx
 from fcn_export.passes.fp16 import Fp16Changes, convert_to_fp16
 from fcn_export.passes.half_weights import MAX_HALF
+from fcn_export.passes.lint import check_types
 from fcn_export.passes.ranges import largest_values, nodes_beyond
 from fcn_export.variants import GraphVariant, Making, variant_name
 
@@ -42,14 +43,17 @@ def make_fp16(making: Making) -> GraphVariant:
     model = staged.file.load()
     hot = nodes_beyond(model.graph, largest, MAX_HALF / _HEADROOM)
     changes = convert_to_fp16(model, float32_nodes=hot)
-    file = write_onnx(model, staged.file.path.with_name(variant_name(Precision.FP16)))
+    name = variant_name(Precision.FP16)
+    faults = check_types(model, name=name)
+    file = write_onnx(model, staged.file.path.with_name(name))
     peak = max(largest.values(), default=0.0)
     kept = len(changes.float_nodes)
     tell(
         f"{len(changes.half_nodes)} layers, {kept} more in fp32, largest value {peak:.3g}, "
         f"{file.size_bytes / 1e6:.1f} MB"
     )
-    return GraphVariant(Precision.FP16, file, _notes(changes, hot), _figures(changes, peak))
+    notes = (*_notes(changes, hot), *faults)
+    return GraphVariant(Precision.FP16, file, notes, _figures(changes, peak))
 
 
 def _notes(changes: Fp16Changes, hot: tuple[str, ...]) -> tuple[str, ...]:

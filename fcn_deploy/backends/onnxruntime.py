@@ -11,6 +11,7 @@ import numpy as np
 from fcn_deploy.backends.base import ContextManaged, ModelSource, check_feeds
 from fcn_deploy.errors import ArtifactError, BackendUnavailableError, ExecutionError
 from fcn_deploy.machine import usable_cores
+from fcn_deploy.onnx_scan import scan_onnx
 from fcn_deploy.tensors import Array, Precision, TensorSpec
 
 __all__ = ["OnnxRuntimeBackend"]
@@ -24,6 +25,9 @@ _ARITHMETIC = {
     Precision.FP16: "fp16 values, fp32 arithmetic inside most nodes",
     Precision.INT8: "int8 layers, fp32 between them",
 }
+
+_DEQUANTIZE = "DequantizeLinear"
+_BIAS_QUANTIZATION = "WeightBiasQuantization"
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -81,7 +85,9 @@ class OnnxRuntimeBackend:
         options.log_severity_level = _FATAL
         model = str(source.path) if source.data is None else source.cut_data()
         try:
-            session = library.InferenceSession(model, options, providers=[_PROVIDER])
+            session = library.InferenceSession(
+                model, options, providers=[_PROVIDER], disabled_optimizers=_disabled(source)
+            )
         except _errors() as error:
             raise ArtifactError(
                 f"onnxruntime refused '{source.path}': {_text(error)}",
@@ -134,6 +140,21 @@ def _library() -> Any:
             hint="pip install 'fcn-deploy[onnxruntime]'",
         ) from error
     return onnxruntime
+
+
+def _disabled(source: ModelSource) -> list[str]:
+    """Name the optimisations that would spoil this graph.
+
+    ONNX Runtime 1.31.1 turns the float16 bias of a quantised layer into int32 by dividing it, in
+    float16, by the product of two scales: that is infinite where the product is below 2**-16.
+    """
+    data = source.path.read_bytes() if source.data is None else source.data
+    if _DEQUANTIZE.encode() not in data:
+        return []
+    graph = scan_onnx(data, name=f"'{source.path}'", folder=source.path.parent)
+    scales = {node.inputs[1] for node in graph.nodes if node.op_type == _DEQUANTIZE}
+    weights = [graph.initializers[name] for name in scales if name in graph.initializers]
+    return [_BIAS_QUANTIZATION] if any(scale.dtype == "float16" for scale in weights) else []
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fcn_deploy.errors import UnsupportedModelError
+from fcn_export.passes.batch_norm import fold_statistics
 from fcn_export.passes.element_types import describe_tensors, element_types, standard_opset
 from fcn_export.passes.half_rewrite import HalfRewrite
 from fcn_export.passes.half_slots import HalfSlots, half_slots
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-__all__ = ["FLOAT32_OPS", "Fp16Changes", "convert_to_fp16"]
+__all__ = ["FLOAT32_OPS", "Fp16Changes", "convert_to_fp16", "fp16_remainder"]
 
 FLOAT32_OPS = frozenset((
     # sums of many values, or of squares: beyond 65504 long before their mean is
@@ -45,6 +46,8 @@ FLOAT32_OPS = frozenset((
     *("GridSample", "AffineGrid", "RoiAlign", "DeformConv"),
 ))  # fmt: skip
 """Operators that compute in float32 unless told otherwise."""
+
+MIN_HALF_SCALE_OPSET = 19
 
 _FLOAT = 1  # onnx.TensorProto.FLOAT
 
@@ -84,6 +87,7 @@ def convert_to_fp16(
     graph = model.graph
     _check_nodes(graph, float32_nodes)
     _constants_to_initializers(graph)
+    fold_statistics(graph)
     opset = standard_opset(model)
     types = element_types(model)
     slots = [half_slots(node, opset) for node in graph.node]
@@ -116,6 +120,31 @@ def convert_to_fp16(
     rewrite.run()
     describe_tensors(model)
     return Fp16Changes(rewrite.weights, half_names, float_names, rewrite.casts)
+
+
+def fp16_remainder(model: onnx.ModelProto, *, float32_nodes: Collection[str] = ()) -> Fp16Changes:
+    """Make float16 what an int8 graph computes between its quantised layers, in place.
+
+    TensorRT computes in the types that a graph names: an int8 graph whose rest is float32 runs
+    that rest in float32. Scales take the type of the values that they belong to; a layer whose
+    scales float16 would not hold stays float32. CPUs run the graph as it was.
+
+    Args:
+        float32_nodes: names of nodes that stay float32.
+
+    Raises:
+        UnsupportedModelError: there are no quantised layers, float16 scales are not to be had in
+            the model's opset, or as for `convert_to_fp16`.
+    """
+    opset = standard_opset(model)
+    if not any(node.op_type == DEQUANTIZE for node in model.graph.node):
+        raise UnsupportedModelError("the graph has no quantised layers.")
+    if opset < MIN_HALF_SCALE_OPSET:
+        raise UnsupportedModelError(
+            f"the graph is in opset {opset}; float16 scales need {MIN_HALF_SCALE_OPSET}.",
+            hint=f"Export with --opset {MIN_HALF_SCALE_OPSET} or later.",
+        )
+    return convert_to_fp16(model, float32_nodes=float32_nodes)
 
 
 def _computes_floats(

@@ -14,25 +14,27 @@ if TYPE_CHECKING:
 
     from fcn_deploy.tensors import Array
 
-__all__ = ["DEQUANTIZE", "QUANTIZE", "has_subnormal_scale", "readers_of", "scale_of"]
+__all__ = ["DEQUANTIZE", "QUANTIZE", "constant_of", "has_subnormal_scale", "readers_of"]
 
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
 
 
-def scale_of(node: onnx.NodeProto, graph: onnx.GraphProto) -> Array | None:
-    """Give the scale of a Q or DQ node; None where it is no initialiser."""
+def constant_of(node: onnx.NodeProto, position: int, graph: onnx.GraphProto) -> Array | None:
+    """Give the value of a node's input; None where it is no initialiser, or left out."""
     from onnx import numpy_helper
 
+    if position >= len(node.input):
+        return None
     for tensor in graph.initializer:
-        if tensor.name == node.input[1]:
+        if tensor.name == node.input[position]:
             return numpy_helper.to_array(tensor)
     return None
 
 
 def has_subnormal_scale(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
     """Say whether a Q or DQ node has a scale that float16 holds with fewer digits, or as 0."""
-    scale = scale_of(node, graph)
+    scale = constant_of(node, 1, graph)
     return scale is not None and bool((np.abs(scale) < MIN_NORMAL_HALF).any())
 
 
