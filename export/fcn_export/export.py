@@ -85,7 +85,11 @@ def export_model(
         staged = _stage(model, writer.folder, request, steps, stack)
         classes = _fit_classes(named, staged.spec)
         parity = _verify(staged, request, steps)
-        making = Making(staged, request, _reader(staged, labelled), labelled is not None, steps)
+        making = Making(
+            *(staged, writer.path, request, _reader(staged, labelled)),
+            has_labels=labelled is not None,
+            steps=steps,
+        )
         variants = make_variants(making)
         own, measured = _measure(making, variants)
         report = _report(writer.path, staged, classes, parity, variants, own, measured, labelled)

@@ -108,6 +108,11 @@ class ExportRequest:
         for name in self.precisions or ():
             if name not in list(Precision):
                 raise ValueError(f"precision is {name!r}; expected one of {', '.join(Precision)}")
+        if Precision.INT8 in self.wanted_precisions() and self.calibrate is None:
+            raise ValueError(
+                "precision int8 takes its ranges from images; name them with calibrate "
+                "(--calibrate PATH)"
+            )
         made = made_precisions()
         for precision in self.wanted_precisions():
             if precision not in made:
