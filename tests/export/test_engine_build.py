@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,10 @@ from fcn_export.engine.refusals import plain_reason
 from tests.export.engine_graphs import PROFILE, network, single_op, write
 
 CONFIG = BuildConfig(library="tensorrt-rtx", profiles=(PROFILE,), compute_capabilities=("8.6",))
+PLANES = BuildConfig(
+    library="tensorrt-rtx",
+    profiles=({"x": InputShapes((1, 3, 8, 8), (1, 3, 8, 8), (1, 3, 64, 64))},),
+)
 
 
 @pytest.mark.parametrize(
@@ -129,20 +134,94 @@ def test_too_small_workspace_says_what_to_do(
 
 
 def test_operator_that_tensorrt_lacks_is_named_with_its_reason(tmp_path: Path) -> None:
-    sizes = numpy_helper.from_array(np.array([24, 24]), "sizes")
-    node = helper.make_node("CenterCropPad", ["x", "sizes"], ["labels"], name="crop", axes=[2, 3])
-    path = write(single_op(node, [sizes]), tmp_path)
-    config = BuildConfig(
-        library="tensorrt-rtx",
-        profiles=({"x": InputShapes((1, 3, 8, 8), (1, 3, 8, 8), (1, 3, 64, 64))},),
+    path = write(
+        single_op(helper.make_node("Det", ["x"], ["labels"], name="det"), rank=2), tmp_path
     )
 
     with pytest.raises(
         UnsupportedOpError,
-        match=r"could not parse 'model\.onnx': node 0 'crop' \(CenterCropPad\): ",
+        match=r"could not parse 'model\.onnx': node 0 'det' \(Det\): there is no such operator",
+    ):
+        build_engine(path, PLANES)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _antialias() -> onnx.ModelProto:
+    scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    node = helper.make_node(
+        "Resize", ["x", "", "scales"], ["labels"], name="up", mode="linear", antialias=1
+    )
+    return single_op(node, [scales])
+
+
+def _uint8_inside() -> onnx.ModelProto:
+    node = helper.make_node("Transpose", ["x"], ["labels"], name="turn", perm=[0, 1, 3, 2])
+    return single_op(node, elem_type=TensorProto.UINT8)
+
+
+def _crop() -> onnx.ModelProto:
+    sizes = numpy_helper.from_array(np.array([24, 24]), "sizes")
+    node = helper.make_node("CenterCropPad", ["x", "sizes"], ["labels"], name="crop", axes=[2, 3])
+    return single_op(node, [sizes])
+
+
+def _bf16_transposed() -> onnx.ModelProto:
+    weights = helper.make_tensor("w", TensorProto.BFLOAT16, [3, 2, 2, 2], [1.0] * 24)
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["labels"], name="up", strides=[2, 2])
+    return single_op(node, [weights], elem_type=TensorProto.BFLOAT16)
+
+
+def _with_constant(name: str, value: np.ndarray) -> onnx.ModelProto:
+    """Give the int8 network with one of its constants replaced."""
+    model = network("int8")
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(numpy_helper.from_array(value, name))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_antialias, "Resize 'up' has antialias=1"),
+        (_uint8_inside, "uint8 tensor 'x' goes into Transpose 'turn'; Cast it first"),
+        (_crop, r"TensorRT has no CenterCropPad \('crop'\)"),
+        (_bf16_transposed, "BF16 ConvTranspose 'up'"),
+        (
+            lambda: _with_constant("stem.zero", np.array(0, np.uint8)),
+            r"node 'stem_q' quantises to UINT8 \(TensorRT would read it as INT8 and clip at 127\)",
+        ),
+        (
+            lambda: _with_constant("stem.zero", np.array(12, np.int8)),
+            r"non-zero zero point 12 in 'stem_q'; .*\(2 such faults in all\)",
+        ),
+    ],
+)
+def test_mistake_is_told_before_tensorrt_sees_the_graph(
+    tmp_path: Path, make: Callable[[], onnx.ModelProto], message: str
+) -> None:
+    path = write(make(), tmp_path)
+    config = CONFIG if make().graph.input[0].name == "image" else PLANES
+
+    with pytest.raises(
+        UnsupportedOpError, match=f"TensorRT cannot build 'model.onnx': .*{message}"
     ):
         build_engine(path, config)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_fp8_needs_gpus_that_have_it(tmp_path: Path) -> None:
+    scale = numpy_helper.from_array(np.array(0.1, np.float32), "s")
+    zero = helper.make_tensor("z", TensorProto.FLOAT8E4M3FN, [], [0.0])
+    quantize = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="q")
+    model = single_op(quantize, [scale, zero], check=False)
+    model.graph.node.append(
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["labels"], name="dq")
+    )
+    path = write(model, tmp_path)
+
+    with pytest.raises(BuildError, match=r"FP8 Q/DQ, which needs .* 8\.9 or later; 8\.6 was asked"):
+        build_engine(path, PLANES)
 
 
 def test_file_that_is_no_onnx_is_refused_before_tensorrt_sees_it(tmp_path: Path) -> None:
@@ -267,18 +346,6 @@ def test_option_that_rtx_would_ignore_is_refused(
 def test_config_refuses(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BuildConfig(library="tensorrt-rtx", **options)  # type: ignore[arg-type] # wrong on purpose
-
-
-def test_node_that_may_not_read_uint8_is_named(tmp_path: Path) -> None:
-    node = helper.make_node("Transpose", ["x"], ["labels"], name="turn", perm=[0, 1, 3, 2])
-    path = write(single_op(node, elem_type=TensorProto.UINT8, rank=4), tmp_path)
-    config = BuildConfig(
-        library="tensorrt-rtx",
-        profiles=({"x": InputShapes((1, 3, 8, 8), (1, 3, 8, 8), (1, 3, 64, 64))},),
-    )
-
-    with pytest.raises(BuildError, match=r"'turn' \(Transpose\): .*type UInt8 but must have type"):
-        build_engine(path, config)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from fcn_deploy.plain_files import read_plain_file
 from fcn_deploy.tensors import Precision, TensorSpec
 from fcn_export.engine.config import COMPUTE_CAPABILITIES, BuildConfig
 from fcn_export.engine.gpu import gpu_compute_capability
+from fcn_export.engine.graph_check import check_graph
 from fcn_export.engine.profiles import EngineProfile, check_profiles, graph_inputs, graph_outputs
 from fcn_export.engine.progress import BuildMonitor, OnProgress, signals_deferred
 from fcn_export.engine.proof import (
@@ -104,7 +105,8 @@ def build_engine(
     Raises:
         ArtifactError: the file is missing, damaged, or unsafe to parse.
         ProfileError: the profiles do not fit the graph.
-        UnsupportedOpError: TensorRT cannot run a node of the graph; it is named.
+        UnsupportedOpError: TensorRT cannot run a node of the graph, or would take it for another;
+            it is named.
         BuildCancelledError: `on_progress` returned False.
         BackendUnavailableError: the library is missing, or needs a GPU that is not here.
         BuildError: an option that the library does not take; a build that failed, with its last
@@ -114,6 +116,7 @@ def build_engine(
     model, digest = _load(path)
     inputs = graph_inputs(model)
     check_profiles(inputs, config.profiles)
+    check_graph(model, config.targets, name=path.name)
     library = tensorrt or load_tensorrt(config.library)
     config.check_against(library)
 
@@ -149,7 +152,7 @@ def build_engine(
 
 
 def _load(path: Path) -> tuple[onnx.ModelProto, str]:
-    """Read a graph that is safe to parse, without weights that lie beside it, and its SHA-256."""
+    """Read a graph that is safe to parse, with its weights, and the file's SHA-256."""
     import onnx
 
     data = read_plain_file(path)
@@ -157,7 +160,9 @@ def _load(path: Path) -> tuple[onnx.ModelProto, str]:
     if not graph.outputs:
         # TensorRT takes an empty file for an empty network, and fails at the end of the build
         raise BuildError(f"'{path}' holds no graph: it has no outputs.")
-    return onnx.load_model_from_string(data), hashlib.sha256(data).hexdigest()
+    # the scan has checked where weights beside the file lie
+    model = onnx.load_model(path) if graph.external_files else onnx.load_model_from_string(data)
+    return model, hashlib.sha256(data).hexdigest()
 
 
 def _build(
