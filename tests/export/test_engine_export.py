@@ -233,3 +233,25 @@ def test_none_builds_none_and_says_nothing(model: Path, tmp_path: Path) -> None:
 
     assert report.plans == ()
     assert [note for note in report.notes if "engine" in note or "plan" in note] == []
+
+
+def test_int8_plan_is_built_of_the_int8_graph(model: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(9)
+    for index in range(3):
+        frame = rng.integers(0, 256, (48, 56, 3), dtype=np.uint8)
+        cv2.imwrite(str(images / f"{index}.png"), frame)
+
+    report = export_model(
+        model,
+        tmp_path / "net.fcn",
+        request=request(precisions=("int8",), calibrate=images),
+    )
+
+    artifact = Artifact.open(report.path)
+    (plan,) = report.plans
+    (entry,) = (v for v in artifact.manifest.variants if v.backend)
+    assert plan.layer_shares == {"int8": 1.0}
+    assert entry.graph == "model.int8.onnx"
+    assert entry.graph_sha256 == hashlib.sha256(artifact.read("model.int8.onnx")).hexdigest()
