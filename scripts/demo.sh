@@ -18,11 +18,12 @@ step() {
 step "Write real MRI slices with their labels, and a video of all of them" \
     python -m examples.brain_tissue.make_data --output "$data"
 
-step "Export the trained network, verify it, measure its mean IoU" \
+step "Export the trained network in fp32, fp16 and int8, verify it, measure its mean IoU" \
     fcn-export examples/brain_tissue/brain_tissue.pt \
     --arch "$arch" \
     --color gray --mean 0.5 --std 0.25 --size 240x200 \
     --classes "$data/classes.json" --eval "$data/images" "$data/labels" \
+    --calibrate "$data/train_images" \
     --output "$artifact" --force
 
 step "Say what will run it here, and why" \

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 from fcn_deploy.artifact import Artifact
 from fcn_deploy.errors import BudgetError
@@ -144,3 +145,26 @@ def test_budget_that_cannot_hold_leaves_no_artifact(
 def test_int8_without_images_says_what_to_give() -> None:
     with pytest.raises(ValueError, match=r"int8 takes its ranges from images.*--calibrate PATH"):
         ExportRequest(precisions=("int8",))
+
+
+def test_search_is_shown_as_a_table_of_points(capsys: pytest.CaptureFixture[str]) -> None:
+    from fcn_export.progress import _search_table
+
+    search = {
+        "kept": ["victim"],
+        "pareto": [
+            {"kept": [], "estimated_cost": 0.25, "miou_drop": 41.2, "disagreement": 0.3},
+            {"kept": ["victim"], "estimated_cost": 0.5, "miou_drop": 0.4, "disagreement": 0.01},
+        ],
+    }
+
+    Console(width=120).print(_search_table("int8", search))
+
+    shown = capsys.readouterr().out
+    assert "int8: layers in fp32, against the mean IoU that is lost" in shown
+    assert [cell.strip() for cell in shown.splitlines()[-2].split("│")[1:-1]] == [
+        "victim (chosen)",
+        "50%",
+        "0.40",
+        "1.000%",
+    ]

@@ -352,3 +352,26 @@ def test_table_is_plain_json(rng: np.random.Generator) -> None:
         "entropy": 4.0,
         "mse": 4.0,
     }
+
+
+def test_openvino_adds_int8_products_without_saturation(rng: np.random.Generator) -> None:
+    """AVX2 without VNNI would saturate here, were the weights of a pair not limited."""
+    import openvino
+
+    graph = FrameGraph(rng)
+    graph.op("Conv", "input", "equal", out="wide")
+    graph.constant("equal", np.ones((32, 3, 1, 1), np.float32))
+    graph.op("Conv", "wide", "ones", out="sums")
+    graph.constant("ones", np.ones((4, 32, 3, 3), np.float32))
+    model = graph.model("sums")
+    result = _quantized(model, input=1.0, wide=3.0)
+    frame = np.full((1, 16, 16, 3), 255, np.uint8)
+    result.model.graph.output.append(onnx.helper.make_tensor_value_info("sums", 1, None))
+    core = openvino.Core()
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+
+    compiled = core.compile_model(core.read_model(result.model.SerializeToString()), "CPU", config)
+    found = compiled([frame])[1]
+
+    # 288 inputs of 3: float32 adds them exactly but for the last bits of two scales
+    np.testing.assert_allclose(found, 864.0, rtol=1e-2)

@@ -23,6 +23,7 @@ _DUPLICATE_DIFFERENCE = 0.02
 Neighbouring slices of a scan, 1 mm apart, differ by 0.03 to 0.05."""
 _MANY_DUPLICATES = 0.25
 _THUMBNAIL_PX = 32
+_NAMED = 6  # classes of many, in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,19 @@ class ImageReport:
     near_duplicates: int
     sizes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     served: tuple[int, int]
+
+    def summary(self, class_names: Sequence[str]) -> str:
+        """Describe the images in a sentence."""
+        most_first = sorted(
+            zip(self.class_pixels, class_names, strict=True), key=lambda entry: -entry[0]
+        )
+        seen = ", ".join(f"{name} {share:.1%}" for share, name in most_first[:_NAMED])
+        more = len(most_first) - _NAMED
+        return (
+            f"{self.used} of {self.total} images, brightness {self.brightness_mean:.0f} ± "
+            f"{self.brightness_spread:.0f} of 255, {self.near_duplicates} near duplicates; "
+            f"predicted: {seen}{f' and {more} more' if more > 0 else ''}."
+        )
 
     def warnings(self, class_names: Sequence[str]) -> tuple[str, ...]:
         """Say in a sentence each what may make the ranges wrong, and what to do."""
