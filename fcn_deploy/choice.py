@@ -8,6 +8,7 @@ from fcn_deploy.errors import ArtifactMissingError, BackendUnavailableError
 from fcn_deploy.machine import describe_machine
 from fcn_deploy.manifest import Manifest
 from fcn_deploy.tensors import Precision
+from fcn_deploy.tuned import TunedRows
 
 __all__ = [
     "MIN_LABEL_AGREEMENT",
@@ -41,12 +42,15 @@ def parse_precision(text: str) -> Precision:
     return Precision(text)
 
 
-def choose_backend(name: str, suffix: str) -> tuple[Backend, str]:
+def choose_backend(
+    name: str, suffix: str, *, tuned: TunedRows | None = None
+) -> tuple[Backend, str]:
     """Find the backend for a file.
 
     Args:
         name: a backend's name, or ``"auto"``.
         suffix: the file's ending, such as ``".onnx"``.
+        tuned: what was measured here, where backend and precision are both left to us.
 
     Returns:
         The backend, and why it was taken.
@@ -63,6 +67,9 @@ def choose_backend(name: str, suffix: str) -> tuple[Backend, str]:
             )
         backend.version()  # raises with the command that installs it
         return backend, f"{name} was asked for"
+    best = None if tuned is None else tuned.best(backends=_installed(suffix))
+    if best is not None:
+        return get_backend(best.backend), f"{best.backend} is the fastest that was measured here"
     for candidate in backend_names():
         backend = get_backend(candidate)
         if suffix in backend.suffixes and backend.available():
@@ -79,17 +86,19 @@ def choose_precision(
     manifest: Manifest | None,
     *,
     file_precision: Precision | None = None,
+    tuned: TunedRows | None = None,
 ) -> tuple[Precision, str]:
     """Decide the precision.
 
-    `auto` takes bf16 where the CPU computes in it, else int8 where the CPU has instructions for
-    it, where export measured that labels stay: at least `MIN_LABEL_AGREEMENT` of PyTorch's.
-    Otherwise fp32.
+    `auto` takes what `fcn-bench --tune` measured to be fastest here. Without it bf16 where the CPU
+    computes in it, else int8 where the CPU has instructions for it, if export measured that labels
+    stay: at least `MIN_LABEL_AGREEMENT` of PyTorch's. Otherwise fp32.
 
     Args:
         wanted: a precision, or ``"auto"``.
         manifest: of the artifact; None for a bare graph, which runs in fp32.
         file_precision: of the one file that was asked for; None leaves the choice of the file.
+        tuned: what was measured here of this artifact; None where nothing was kept.
 
     Returns:
         The precision, and why it was taken.
@@ -106,6 +115,13 @@ def choose_precision(
         return _asked_for(wanted, backend, able, manifest, file_precision)
     if manifest is None:
         return Precision.FP32, "fp32, as nothing was measured of this file"
+    best = None if tuned is None else tuned.best(backends=(backend.name,))
+    if tuned is not None and best is not None and best.precision in able:
+        height, width = tuned.size
+        return best.precision, (
+            f"{best.precision}, as fcn-bench --tune measured {best.latency_ms:.3g} ms a frame of "
+            f"{height}x{width}, the fastest within the budget ({best.reason})"
+        )
     reasons = []
     for precision in (Precision.BF16, Precision.INT8):
         if file_precision is not None and graph_precision(precision) is not file_precision:
@@ -170,6 +186,11 @@ def _default(
     if agreement >= MIN_LABEL_AGREEMENT:
         return True, f"{verdict} (at least {MIN_LABEL_AGREEMENT:.1%} needed)"
     return False, f"{verdict} ({MIN_LABEL_AGREEMENT:.1%} needed)"
+
+
+def _installed(suffix: str) -> tuple[str, ...]:
+    backends = [get_backend(name) for name in backend_names()]
+    return tuple(b.name for b in backends if suffix in b.suffixes and b.available())
 
 
 def _has_int8_instructions() -> bool:

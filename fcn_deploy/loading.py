@@ -21,6 +21,7 @@ from fcn_deploy.plain_files import read_plain_file
 from fcn_deploy.preprocess import InputFormat, input_format
 from fcn_deploy.tail import find_tail
 from fcn_deploy.tensors import ColorOrder, NetworkColor, Precision, TensorSpec
+from fcn_deploy.tuned import kept_rows
 
 __all__ = ["ModelFile", "OpenedModel", "OutputFormat", "locate_model", "open_model"]
 
@@ -168,9 +169,12 @@ def open_model(
 ) -> OpenedModel:
     """Locate, check, choose and load. For the arguments and errors see `Segmenter.open`."""
     file = locate_model(path, precision=precision)
-    chosen, backend_reason = choose_backend(backend, file.path.suffix)
+    # a file that was named itself, or a precision, leaves nothing to what was measured
+    open_choice = precision == "auto" and file.precision is None
+    tuned = kept_rows(file.manifest) if open_choice and file.manifest is not None else None
+    chosen, backend_reason = choose_backend(backend, file.path.suffix, tuned=tuned)
     decided, precision_reason = choose_precision(
-        precision, chosen, file.manifest, file_precision=file.precision
+        precision, chosen, file.manifest, file_precision=file.precision, tuned=tuned
     )
     if file.artifact is not None and file.precision is None:
         file = locate_model(path, precision=decided)

@@ -72,9 +72,10 @@ class Segmenter(ContextManaged):
 
         Args:
             backend: ``"openvino"``, ``"onnxruntime"``, or ``"auto"`` for the first installed.
-            precision: ``"fp32"``, ``"bf16"``, ``"fp16"``, ``"int8"``, or ``"auto"``: bf16, else
-                int8, where the CPU has instructions for it and export measured that it keeps
-                99.9 % of the labels; else fp32. A bare graph runs in fp32.
+            precision: ``"fp32"``, ``"bf16"``, ``"fp16"``, ``"int8"``, or ``"auto"``: what
+                `fcn-bench --tune` measured to be fastest here; without it bf16, else int8, where
+                the CPU has instructions for it and export measured that it keeps 99.9 % of the
+                labels; else fp32. A bare graph runs in fp32.
             num_threads: CPU threads in all; None means the cores that this process may use.
             num_streams: how many calls from different threads run at once, sharing the threads.
             mean, std: of values in 0..1, for a bare graph with a float input; None: ImageNet's.

@@ -87,6 +87,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="assertions",
         help="such as p95_ms<=12, speedup>=3, compute.p50_ms<8; must hold for every row",
     )
+    add(
+        "--tune",
+        action="store_true",
+        help="keep the fastest variant within the budget as this machine's choice for "
+        "precision auto",
+    )
     add_common_options(parser)
 
 
@@ -95,10 +101,12 @@ def _run(args: argparse.Namespace) -> int:
     from fcn_bench.assertions import check_assertions, parse_assertion
     from fcn_bench.compare import compare, load_report
     from fcn_bench.run import BenchmarkInterrupted, benchmark
+    from fcn_bench.tune import check_tunable, tune
 
     _check_outputs(args)
     assertions = [parse_assertion(text) for text in args.assertions]
     old = None if args.compare is None else load_report(args.compare)
+    artifact = check_tunable(Path(args.target)) if args.tune else None
     options = _options(args)
     say = _progress(args)
     try:
@@ -110,6 +118,8 @@ def _run(args: argparse.Namespace) -> int:
     say("")
     _write(report, args)
     lines, held = [], True
+    if artifact is not None:
+        lines += tune(report, artifact).lines()
     if old is not None:
         comparison = compare(report, old, max_regression_percent=args.max_regression)
         lines += comparison.lines()

@@ -33,9 +33,18 @@ from fcn_export.verify import ParityRow, unseen_shapes, verify
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["REPORT_NAME", "ExportReport", "ExportRequest", "default_output", "export_model"]
+__all__ = [
+    "MAX_MIOU_DROP",
+    "REPORT_NAME",
+    "ExportReport",
+    "ExportRequest",
+    "default_output",
+    "export_model",
+]
 
 REPORT_NAME = "report.json"
+MAX_MIOU_DROP = "max_miou_drop"
+"""Where the manifest's provenance says the allowed loss of mean IoU, in points, if measured."""
 
 _SYNTHETIC_FRAMES = 2
 _SYNTHETIC_SIDE_PX = 768  # at most: measured three times over, and they are not real images
@@ -98,7 +107,7 @@ def export_model(
         with steps.step("write"):
             report = replace(report, timings_seconds=dict(steps.seconds))
             writer.add(REPORT_NAME, report.to_bytes())
-            writer.commit(_manifest(report, staged))
+            writer.commit(_manifest(report, staged, making))
             steps.tell(str(writer.path))
     return replace(report, timings_seconds=dict(steps.seconds))
 
@@ -265,7 +274,8 @@ def _check_budget(report: ExportReport, request: ExportRequest) -> None:
         )
 
 
-def _manifest(report: ExportReport, staged: Staged) -> Manifest:
+def _manifest(report: ExportReport, staged: Staged, making: Making) -> Manifest:
+    budget = {MAX_MIOU_DROP: f"{making.request.max_miou_drop:g}"} if making.has_labels else {}
     return Manifest(
         inputs=(staged.spec.input,),
         outputs=staged.spec.outputs,
@@ -282,6 +292,7 @@ def _manifest(report: ExportReport, staged: Staged) -> Manifest:
             **{plan.library: plan.release for plan in report.plans},
             "exporter": report.exporter,
             "opset": str(report.opset),
+            **budget,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
