@@ -246,6 +246,8 @@ def _with_plans(
 ) -> ExportReport:
     """Add the plans, and what is to be said of them, to what was made."""
     notes = [*report.notes, *(note for plan in plans for note in plan.notes)]
+    for number, proposal in enumerate(plans[0].proposals if plans else (), 1):
+        notes.append(f"Profile {number}: {proposal}.")  # the same in every plan
     if setup.note is not None:
         notes.append(setup.note)
     return replace(report, notes=tuple(notes), plans=plans)

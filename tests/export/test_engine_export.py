@@ -120,6 +120,7 @@ def test_sizes_of_images_decide_the_profiles(model: Path, tmp_path: Path) -> Non
         ShapeRange((1, 90, 40), (1, 90, 40), (8, 90, 40)),
     )
     assert [proposal.images for proposal in report.plans[0].proposals] == [2, 1]
+    assert "Profile 1: 40x90 to 40x90, usually 40x90: 2 images, 0% padding." in report.notes
 
 
 def test_image_that_no_plan_would_take_stops_the_export(model: Path, tmp_path: Path) -> None:
