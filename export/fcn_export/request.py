@@ -128,9 +128,10 @@ class ExportRequest:
         BuildConfig(
             library="tensorrt-rtx",
             compute_capabilities=self.compute_capabilities,
-            workspace_bytes=self.workspace_mb,
             optimization_level=self.optimization_level,
         )
+        if self.workspace_mb is not None and self.workspace_mb < 1:
+            raise ValueError(f"workspace_mb is {self.workspace_mb}; it must be 1 or more")
         given = {
             "compute_capabilities": self.compute_capabilities is not None,
             "profiles": self.profiles is not None,

@@ -73,6 +73,16 @@ def test_quantised_transposed_convolution_that_stays_float_is_named(tmp_path: Pa
     assert engine.float_layers == ("classifier",)
 
 
+def test_nodes_without_names_are_proven_too(tmp_path: Path) -> None:
+    model = network("float16")
+    for node in model.graph.node:
+        node.name = ""
+
+    engine = build_engine(write(model, tmp_path), CONFIG)
+
+    assert engine.layer_shares == {"float16": 1.0}
+
+
 def test_several_profiles_go_into_one_plan(tmp_path: Path) -> None:
     path = write(network(), tmp_path)
     large = {"image": InputShapes((1, 256, 256, 3), (1, 256, 256, 3), (1, 256, 512, 3))}

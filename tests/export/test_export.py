@@ -351,7 +351,7 @@ def test_the_artifact_goes_beside_the_model() -> None:
     ({"mean": (0.5,)}, "mean has 1 and std 3 values"),
     ({"std": (0.5, 0.5, 0.0)}, "above 0"),
     ({"engine": "trt"}, "engine is 'trt'; expected one of auto, none, tensorrt, tensorrt-rtx"),
-    ({"workspace_mb": 0}, "workspace_bytes is 0"),
+    ({"workspace_mb": 0}, "workspace_mb is 0"),
     ({"compute_capabilities": ("7.0",)}, "compute capability is '7.0'"),
     ({"engine": "none", "tf32": False}, "tf32 is given, but engine is 'none'"),
 ])  # fmt: skip

@@ -37,6 +37,7 @@ from fcn_export.engine.proof import (
     asked_layer_types,
     check_layer_types,
     inspector_layer_types,
+    layer_name,
     plan_text_layer_types,
 )
 from fcn_export.engine.refusals import build_failure, parse_failure
@@ -130,7 +131,7 @@ def build_engine(
         if library.capabilities.compute_capabilities
         else inspector_layer_types(_inspect(library, plan, config))
     )
-    op_types = {node.name: node.op_type for node in model.graph.node}
+    op_types = {layer_name(node): node.op_type for node in model.graph.node}
     shares, float_layers = check_layer_types(asked, found, op_types)
     if asked and not shares:
         _LOG.warning("%s does not tell in which types the layers of its plan compute", library)

@@ -25,11 +25,12 @@ __all__ = [
     "asked_layer_types",
     "check_layer_types",
     "inspector_layer_types",
+    "layer_name",
     "plan_text_layer_types",
 ]
 
 LayerTypes = Mapping[str, str]
-"""Element type that a layer multiplies in, by the name of its ONNX node: ``"float32"``,
+"""Element type that a layer multiplies in, by its `layer_name`: ``"float32"``,
 ``"float16"``, ``"bfloat16"``, ``"int8"`` or ``"float8"``."""
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -91,8 +92,13 @@ def asked_layer_types(model: onnx.ModelProto) -> LayerTypes:
             if quantized and _producer_op(node.input[0], known) != "DequantizeLinear":
                 found = _scale_type(node.input[1], known)
             if found is not None:
-                asked[node.name] = found
+                asked[layer_name(node)] = found
     return asked
+
+
+def layer_name(node: onnx.NodeProto) -> str:
+    """Give the name that TensorRT has for a node, with or without one of its own."""
+    return node.name or f"node_of_{node.output[0]}"
 
 
 def plan_text_layer_types(plan: bytes) -> LayerTypes:
