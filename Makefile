@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-fast lint format typecheck wheel constraints clean distclean
+.PHONY: help venv demo readme test test-fast lint format typecheck wheel constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## export, measure and run a trained network on real data, under build/demo
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
+
+readme: $(READY)  ## put what the last make demo measured into README.md
+	$(BIN)/python scripts/write_readme.py
 
 test: $(READY)  ## run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

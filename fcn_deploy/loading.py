@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -66,18 +67,22 @@ class ModelFile:
                 self.artifact.check(name)
         return graph
 
-    def source(self, *, outputs: Sequence[str] | None = None) -> ModelSource:
+    def source(self, *, outputs: Sequence[str] | None = None, cached: bool = False) -> ModelSource:
         """Give what a backend opens.
 
         Args:
             outputs: tensors to give out in place of the graph's own; None keeps these.
+            cached: let the backend keep the compiled network in the user's cache.
 
         Raises:
             ArtifactError: the file is damaged, foreign or unsafe to parse.
         """
         if self.graph is None or self.graph.external_files:
             return ModelSource(self.path)
-        return ModelSource(self.path, self.data, None if outputs is None else tuple(outputs))
+        digest = hashlib.sha256(self.data).hexdigest() if cached else None
+        return ModelSource(
+            self.path, self.data, None if outputs is None else tuple(outputs), digest
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,7 @@ class OpenedModel:
     context: ExecutionContext
     input_format: InputFormat
     output_format: OutputFormat
+    num_streams: int = 1
 
 
 def locate_model(path: str | os.PathLike[str], *, precision: str = "auto") -> ModelFile:
@@ -166,6 +172,7 @@ def open_model(
     std: Sequence[float] | None = None,
     color: NetworkColor | None = None,
     peel: bool = True,
+    cache: bool = True,
 ) -> OpenedModel:
     """Locate, check, choose and load. For the arguments and errors see `Segmenter.open`."""
     file = locate_model(path, precision=precision)
@@ -182,7 +189,7 @@ def open_model(
     peeled = _peel(file) if peel else "it was asked for whole"
     outputs = (peeled.scores,) if isinstance(peeled, PeeledTail) else None
     context = chosen.open(
-        file.source(outputs=outputs),
+        file.source(outputs=outputs, cached=cache),
         precision=decided,
         num_threads=num_threads,
         num_streams=num_streams,
@@ -196,6 +203,7 @@ def open_model(
             context=context,
             input_format=_input_format(file, context, preprocess),
             output_format=_output_format(file, context, peeled),
+            num_streams=num_streams,
         )
     except BaseException:
         context.close()

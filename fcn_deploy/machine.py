@@ -13,11 +13,13 @@ __all__ = [
     "CpuFeature",
     "Machine",
     "cpu_features",
+    "cpu_identity",
     "describe_machine",
     "distribution_version",
     "nvidia_gpus",
     "physical_cores",
     "process_quota",
+    "throughput_streams",
     "usable_cores",
     "version_numbers",
 ]
@@ -74,6 +76,8 @@ _X86_FEATURES = (
     ("BF16", "bf16 without conversion", ("avx512_bf16", "amx_bf16")),
     ("AMX", "bf16 and int8 matrix tiles", ("amx_tile",)),
 )
+_MOST_STREAMS = 4
+
 _ARM_FEATURES = (
     ("NEON", "fp32, 4 values at a time", ("asimd", "neon")),
     ("DotProd", "int8 at full speed", ("asimddp",)),
@@ -107,6 +111,26 @@ def describe_machine() -> Machine:
         usable_cores=usable_cores(),
         gpus=nvidia_gpus(),
     )
+
+
+def cpu_identity() -> str:
+    """Give the CPU's model and instructions in one line: machine code for one may not suit another.
+
+    Empty where the system does not say.
+    """
+    lines = _read(Path("/proc/cpuinfo")).splitlines()
+    telling = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU part", "Features")
+    found = {line for line in lines if line.partition(":")[0].strip() in (*telling, "model name")}
+    return " | ".join(" ".join(line.split()) for line in sorted(found))
+
+
+def throughput_streams(cores: int) -> int:
+    """Give how many frames to run at once for the most frames a second: one a core, four at most.
+
+    Several streams of one thread beat one of several, and each takes a frame's memory of its own:
+    `benchmarks/NOTES.md`.
+    """
+    return min(cores, _MOST_STREAMS)
 
 
 def usable_cores() -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -36,6 +38,7 @@ class Segmenter(ContextManaged):
     Attributes:
         backend: name of the library that runs it.
         precision: arithmetic it computes in.
+        num_streams: calls that run at once; more of them wait for one another.
         reason: why this backend and this precision were taken.
         manifest: of the artifact; None for a bare graph.
         tiling: how frames too large for memory are cut, and whether that changes their labels.
@@ -49,6 +52,7 @@ class Segmenter(ContextManaged):
         self.path = model.file.path
         self.backend = model.backend.name
         self.precision = model.precision
+        self.num_streams = model.num_streams
         self.reason = model.reason
         self.manifest: Manifest | None = model.file.manifest
         self.tiling = Tiling(model, self.shapes, tile_pixels=tile_pixels)
@@ -66,6 +70,7 @@ class Segmenter(ContextManaged):
         std: Sequence[float] | None = None,
         color: NetworkColor | None = None,
         peel: bool = True,
+        cache: bool = True,
         tile_pixels: int | None = None,
     ) -> Segmenter:
         """Load an artifact, a file in one, or a bare ``.onnx`` or ``.xml`` of anyone's making.
@@ -77,11 +82,14 @@ class Segmenter(ContextManaged):
                 the CPU has instructions for it and export measured that it keeps 99.9 % of the
                 labels; else fp32. A bare graph runs in fp32.
             num_threads: CPU threads in all; None means the cores that this process may use.
-            num_streams: how many calls from different threads run at once, sharing the threads.
+            num_streams: how many calls from different threads, or parts of a batch, run at once,
+                sharing the threads: more frames a second, each of them later.
             mean, std: of values in 0..1, for a bare graph with a float input; None: ImageNet's.
             color: channels that a bare graph expects; None: rgb.
             peel: stop the network at its low-resolution scores where the runtime's faster head
                 gives the same labels; False runs the whole graph.
+            cache: keep the compiled network in the user's cache folder
+                (``$XDG_CACHE_HOME/fcn-deploy``), so that it opens sooner the next time.
             tile_pixels: frames of more pixels are segmented in tiles of at most so many; None: of
                 more than the network holds in 3 GiB of floats, in tiles of half a GiB.
 
@@ -101,6 +109,7 @@ class Segmenter(ContextManaged):
                 std=std,
                 color=color,
                 peel=peel,
+                cache=cache,
             ),
             tile_pixels=tile_pixels,
         )
@@ -170,11 +179,16 @@ class Segmenter(ContextManaged):
         frames = list(frames_bgr)
         for frame in frames:
             check_frame(frame)
-        results: list[Segmentation] = []
-        for _, same_size in groupby(frames, key=lambda frame: frame.shape):
-            for part in self._parts(list(same_size)):
-                results.extend(self._segment(part, scores=scores))
-        return results
+        parts = [
+            part
+            for _, same_size in groupby(frames, key=lambda frame: frame.shape)
+            for part in self._parts(list(same_size))
+        ]
+        segment = partial(self._segment, scores=scores)
+        if self.num_streams == 1 or len(parts) <= 1:
+            return [result for part in parts for result in segment(part)]
+        with ThreadPoolExecutor(min(self.num_streams, len(parts))) as pool:
+            return [result for results in pool.map(segment, parts) for result in results]
 
     def prepare(self, frames_bgr: Sequence[Array]) -> dict[str, Array]:
         """Make the graph's input of frames of one size: padding, and for bare graphs conversion.
@@ -276,6 +290,8 @@ class Segmenter(ContextManaged):
                 f"got {len(frames)}.",
                 hint="Export it again with fcn-export for any batch.",
             )
+        if self._model.input_format.batch_size is None:
+            step = min(step, -(-len(frames) // self.num_streams))  # a part for each stream
         for start in range(0, len(frames), step):
             yield frames[start : start + step]
 

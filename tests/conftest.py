@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Generator
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -21,6 +23,14 @@ hypothesis.settings.register_profile(
     derandomize="CI" in os.environ,  # a red CI run means that something changed
 )
 hypothesis.settings.load_profile("fcn-deploy")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def users_cache() -> Generator[Path, None, None]:
+    """Keep the user's own cache out of the tests, and out of the processes that they start."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", folder)
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -27,16 +27,21 @@ if TYPE_CHECKING:
     from fcn_bench.report import BenchmarkReport
     from fcn_deploy.manifest import Preprocess
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 _log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
+    return run_command(_run, build_parser(), argv)
+
+
+def build_parser() -> Parser:
+    """Make the parser of all options."""
     parser = Parser(prog="fcn-bench", description=__doc__)
     _add_arguments(parser)
-    return run_command(_run, parser, argv)
+    return parser
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +111,7 @@ def _run(args: argparse.Namespace) -> int:
     _check_outputs(args)
     assertions = [parse_assertion(text) for text in args.assertions]
     old = None if args.compare is None else load_report(args.compare)
-    artifact = check_tunable(Path(args.target)) if args.tune else None
+    artifact = check_tunable(Path(args.target), args.scenario) if args.tune else None
     options = _options(args)
     say = _progress(args)
     try:

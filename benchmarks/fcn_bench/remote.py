@@ -34,6 +34,7 @@ class Worker(ContextManaged):
         super().__init__()
         self.name = name
         self.num_classes: int | None = None  # where the network says it
+        self.open_ms: float | None = None
         self._log = log
         with log.open("wb") as stream:
             self._child = subprocess.Popen(
@@ -53,7 +54,8 @@ class Worker(ContextManaged):
 
     def open(self, network: dict[str, Any], *, streams: int) -> None:
         """Load a network as `fcn_bench.opening.open_network` describes it."""
-        self.num_classes = self._ask("open", network=network, streams=streams)["num_classes"]
+        opened = self._ask("open", network=network, streams=streams)
+        self.num_classes, self.open_ms = opened["num_classes"], opened["open_ms"]
 
     def frames(self, file: Path, *, batch: int) -> None:
         """Take frames, uint8 [count, H, W, 3] in an .npy file, in batches of this many."""

@@ -9,7 +9,15 @@ from typing import Any
 from fcn_bench.judge import Verdict
 from fcn_bench.stats import LatencySummary, Ratio
 
-__all__ = ["SCHEMA_VERSION", "BenchmarkReport", "Row", "RowFidelity", "RowKey", "Speedup"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "BenchmarkReport",
+    "Row",
+    "RowFidelity",
+    "RowKey",
+    "Speedup",
+    "StartTimes",
+]
 
 SCHEMA_VERSION = 1
 
@@ -77,6 +85,19 @@ class RowFidelity:
 
 
 @dataclass(frozen=True, slots=True)
+class StartTimes:
+    """What a user waits for at the start, in ms; None where it was not measured.
+
+    Attributes:
+        open: loading the network, in a process that has imported its libraries or does so now.
+        first_frame: the first call after that, in whatever scope was timed first.
+    """
+
+    open: float | None = None
+    first_frame: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One measured configuration.
 
@@ -86,6 +107,7 @@ class Row:
         speedup: against PyTorch eager; None without a baseline and for that row itself.
         speedup_best: against the fastest PyTorch row of the same kind.
         peak_rss_bytes: most memory of the row's process until its timing ended.
+        start_ms: how long the process took to be ready.
         notes: reasons of the verdict first.
     """
 
@@ -98,6 +120,7 @@ class Row:
     peak_rss_bytes: int | None
     verdict: Verdict
     notes: tuple[str, ...] = ()
+    start_ms: StartTimes = StartTimes()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -108,6 +131,7 @@ class Row:
             "speedup_best": None if self.speedup_best is None else self.speedup_best.to_json(),
             "fidelity": asdict(self.fidelity),
             "peak_rss_bytes": self.peak_rss_bytes,
+            "start_ms": asdict(self.start_ms),
             "verdict": str(self.verdict),
             "notes": list(self.notes),
         }

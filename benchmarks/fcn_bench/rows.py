@@ -9,7 +9,7 @@ import numpy as np
 
 from fcn_bench.agreement import Agreement
 from fcn_bench.judge import Evidence, judge
-from fcn_bench.report import Row, RowFidelity, RowKey, Speedup
+from fcn_bench.report import Row, RowFidelity, RowKey, Speedup, StartTimes
 from fcn_bench.scenarios import Measured
 from fcn_bench.stats import ratio_of_medians, summarise
 from fcn_deploy.tensors import Array
@@ -37,9 +37,11 @@ class Outcome:
     """What was found of one process beside its durations.
 
     Attributes:
+        open_ms: time that loading the network took.
         eager_truth: of PyTorch eager, which mean IoUs are held against.
     """
 
+    open_ms: float | None = None
     peak_rss_bytes: int | None = None
     agreement: Agreement = field(default_factory=Agreement)
     truth: GroundTruth | None = None
@@ -77,6 +79,7 @@ def _make_row(row: Measured, outcome: Outcome, samples: Sequence[Measured]) -> R
         speedup=speedup,
         speedup_best=None if best is None else _speedup(row, best),
         fidelity=_fidelity(outcome),
+        start_ms=StartTimes(outcome.open_ms, row.series.warm.first_ms),
         peak_rss_bytes=outcome.peak_rss_bytes,
         verdict=verdict,
         notes=tuple(notes),

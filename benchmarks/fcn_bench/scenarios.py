@@ -22,7 +22,6 @@ __all__ = [
     "check_scenarios",
     "measured_rows",
     "plan_jobs",
-    "throughput_streams",
 ]
 
 Scenario = Literal["latency", "throughput"]
@@ -30,7 +29,6 @@ Scenario = Literal["latency", "throughput"]
 
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 _SCOPES: tuple[Work, ...] = ("compute", "frame")
-_MOST_STREAMS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +110,6 @@ def check_scenarios(names: Sequence[str]) -> tuple[Scenario, ...]:
     if not names:
         raise BenchmarkError("no scenario was given.", hint=f"Choose of {', '.join(SCENARIOS)}.")
     return tuple(scenario for scenario in SCENARIOS if scenario in names)
-
-
-def throughput_streams(cores: int) -> int:
-    """Give the streams of throughput rows: one a core, four at most."""
-    return min(cores, _MOST_STREAMS)
 
 
 def plan_jobs(

@@ -27,12 +27,11 @@ from fcn_bench.scenarios import (
     check_scenarios,
     measured_rows,
     plan_jobs,
-    throughput_streams,
 )
 from fcn_bench.targets import Candidate, Target, find_candidates, preprocess_of
 from fcn_bench.torch_network import TorchMode
 from fcn_deploy.errors import BenchmarkError, FcnDeployError
-from fcn_deploy.machine import describe_machine, usable_cores
+from fcn_deploy.machine import describe_machine, throughput_streams, usable_cores
 from fcn_deploy.manifest import Preprocess
 from fcn_deploy.tensors import Array
 from fcn_export.eval_set import EvalSet
@@ -226,7 +225,7 @@ class Session:
                 agreements[what] = worker.agreement(reference)
             truth = self._ground_truth(job, worker)
             eager = truth if job.torch_mode == "eager" else eager
-            outcomes.append(Outcome(peak, agreements[what], truth, eager))
+            outcomes.append(Outcome(worker.open_ms, peak, agreements[what], truth, eager))
         return outcomes
 
     def _ground_truth(self, job: Job, worker: Worker) -> GroundTruth | None:

@@ -49,7 +49,7 @@ def terminal_table(report: BenchmarkReport) -> RenderableType:
             style = "yellow" if row.verdict is Verdict.SUSPECT else None
             table.add_row(*_cells(row), style=style)
         parts.append(table)
-    parts += [Text(line) for line in _remarks(report)]
+    parts += [Text(line) for line in (*_starts(report), *_remarks(report))]
     return Group(*parts)
 
 
@@ -158,7 +158,20 @@ def _surroundings(report: BenchmarkReport) -> list[str]:
         f"- threads a row: {threads.get('per_row')}; "
         f"streams of throughput rows: {threads.get('throughput_streams')}",
         f"- baseline: {'none' if report.baseline is None else report.baseline.get('name')}",
+        *(f"- {line}" for line in _starts(report)),
     ]
+
+
+def _starts(report: BenchmarkReport) -> list[str]:
+    """Say how long each process took to open its network, and then for its first frame."""
+    parts: dict[str, str] = {}
+    for row in report.rows:
+        key, start = row.key, row.start_ms
+        if start.open is not None and start.first_frame is not None:
+            name = f"{key.backend} {key.precision} {key.mode}"
+            times = f"{start.open / 1000:.2f} + {start.first_frame / 1000:.2f} s"
+            parts.setdefault(name, f"{name} {times}")
+    return [f"to open, and for the first frame: {'; '.join(parts.values())}"] if parts else []
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -62,10 +62,12 @@ class WarmUp:
     Attributes:
         calls: how many were made.
         steady: whether the last windows agreed; None where the number of calls was given.
+        first_ms: duration of the first call, which loads and allocates; None without a call.
     """
 
     calls: int
     steady: bool | None
+    first_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +97,10 @@ def warm_up(
         max_seconds: give up then; three windows are made in any case.
     """
     if calls is not None:
-        for _ in range(calls):
-            call()
-        return WarmUp(calls=calls, steady=None)
-    call()  # the first one allocates; it belongs to no window
-    made = 1
+        made = [call().frame_ms for _ in range(calls)]
+        return WarmUp(calls=calls, steady=None, first_ms=made[0] if made else None)
+    first_ms = call().frame_ms  # it allocates, and belongs to no window
+    count = 1
     medians: list[float] = []
     end = clock() + int(max_seconds * 1e9)
     while True:
@@ -107,13 +108,13 @@ def warm_up(
         window_end = clock() + int(_WINDOW_SECONDS * 1e9)
         while not window or clock() < window_end:
             window.append(call().frame_ms)
-        made += len(window)
+        count += len(window)
         medians = [*medians, statistics.median(window)][-_STEADY_WINDOWS:]
         if len(medians) == _STEADY_WINDOWS:
             if max(medians) - min(medians) <= _STEADY_WITHIN * statistics.median(medians):
-                return WarmUp(calls=made, steady=True)
+                return WarmUp(calls=count, steady=True, first_ms=first_ms)
             if clock() >= end:
-                return WarmUp(calls=made, steady=False)
+                return WarmUp(calls=count, steady=False, first_ms=first_ms)
 
 
 def measure_slice(

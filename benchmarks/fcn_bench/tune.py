@@ -16,7 +16,7 @@ from fcn_deploy.tensors import Precision
 from fcn_deploy.tuned import TunedRow, TunedRows, keep_rows
 from fcn_export.export import MAX_MIOU_DROP
 
-__all__ = ["Tuned", "check_tunable", "tune"]
+__all__ = ["NotTuned", "Tuned", "check_tunable", "tune"]
 
 _USUAL_DROP = 1.0  # what fcn-export allows unless told
 
@@ -42,13 +42,26 @@ class Tuned:
         return [*told, f"this machine's choice is in '{self.path}'"]
 
 
-def check_tunable(target: Path) -> Artifact:
-    """Refuse what has no variants to choose among.
+@dataclass(frozen=True, slots=True)
+class NotTuned:
+    """Why nothing was kept; what was kept before stays."""
+
+    reason: str
+
+    def lines(self) -> list[str]:
+        """Say it on the terminal."""
+        return [f"nothing is kept as this machine's choice: {self.reason}"]
+
+
+def check_tunable(target: Path, scenarios: Sequence[str]) -> Artifact:
+    """Refuse, before anything is measured, what leaves nothing to choose.
 
     Raises:
-        BenchmarkError: the target is no artifact folder.
+        BenchmarkError: the target is no artifact folder, or latency is not among the scenarios.
         ArtifactError: it is damaged.
     """
+    if "latency" not in scenarios:
+        raise BenchmarkError("--tune needs rows of latency.", hint="Add latency to --scenario.")
     if not target.is_dir():
         raise BenchmarkError(
             f"--tune chooses among the variants of an artifact; '{target}' is one file.",
@@ -57,49 +70,33 @@ def check_tunable(target: Path) -> Artifact:
     return Artifact.open(target)
 
 
-def tune(report: BenchmarkReport, artifact: Artifact) -> Tuned:
+def tune(report: BenchmarkReport, artifact: Artifact) -> Tuned | NotTuned:
     """Keep the fastest variant within the budget.
 
-    Rows of latency and of whole frames count, at the first size and batch. Within the budget is a
-    variant that loses no more mean IoU than export allowed, where ground truth was given now or
-    then; else one that keeps 99.9 % of PyTorch's labels. fp32 always is.
+    Rows of latency and of whole frames count, at the first size and batch, if they are VALID.
+    Within the budget is a variant that loses no more mean IoU than export allowed, where ground
+    truth was given now or then; else one that keeps 99.9 % of PyTorch's labels. fp32 always is.
 
     Raises:
-        BenchmarkError: no VALID row is left to choose.
         ArtifactError: the choice cannot be written, or the manifest's budget is no number.
     """
-    manifest = artifact.manifest
-    rows = _rows(report)
-    found = tuple(_tuned(row, manifest) for row in rows)
-    size = (rows[0].key.height, rows[0].key.width)
-    tuned = TunedRows(size, found)
-    best = tuned.best(backends=[row.backend for row in found])
-    if best is None:
-        raise BenchmarkError(
-            "no variant is within the budget, so nothing is kept.",
-            hint="Add fp32 to --precision.",
-        )
-    return Tuned(best, tuned, keep_rows(manifest, tuned))
-
-
-def _rows(report: BenchmarkReport) -> Sequence[Row]:
     frames = [
         row
         for row in report.rows
         if row.key.backend != "torch" and (row.key.scenario, row.key.scope) == ("latency", "frame")
     ]
-    if not frames:
-        raise BenchmarkError("--tune needs rows of latency.", hint="Add latency to --scenario.")
-    first = frames[0].key
-    same = [row for row in frames if _shape(row) == (first.batch, first.height, first.width)]
-    valid = [row for row in same if row.verdict is Verdict.VALID]
-    if not valid:
-        raise BenchmarkError(
-            f"every row is SUSPECT ({same[0].notes[0] if same[0].notes else 'see its notes'}), so "
-            "nothing is kept.",
-            hint="Measure longer (--min-duration), on a quiet machine.",
-        )
-    return valid
+    same = [row for row in frames if _shape(row) == _shape(frames[0])]
+    rows = [row for row in same if row.verdict is Verdict.VALID]
+    if not rows:
+        why = same[0].notes[0] if same and same[0].notes else "see its notes"
+        return NotTuned(f"every row is SUSPECT ({why}). Measure longer, on a quiet machine.")
+    manifest = artifact.manifest
+    found = tuple(_tuned(row, manifest) for row in rows)
+    tuned = TunedRows((rows[0].key.height, rows[0].key.width), found)
+    best = tuned.best(backends=[row.backend for row in found])
+    if best is None:
+        return NotTuned("no variant that was measured is within the budget. Measure fp32 too.")
+    return Tuned(best, tuned, keep_rows(manifest, tuned))
 
 
 def _shape(row: Row) -> tuple[int, int, int]:

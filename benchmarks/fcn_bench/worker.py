@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -69,9 +70,11 @@ class _Session:
         }
 
     def _open(self, network: dict[str, Any], streams: int) -> dict[str, Any]:
+        start = time.perf_counter()
         self._network = open_network(network, streams=streams)
+        open_ms = 1000 * (time.perf_counter() - start)
         self._streams = streams
-        return {"num_classes": self._network.num_classes}
+        return {"num_classes": self._network.num_classes, "open_ms": open_ms}
 
     def _frames(self, file: str, batch: int) -> None:
         frames = np.load(file, allow_pickle=False)  # [count, H, W, 3]

@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from fcn_export.engine import BuildConfig, build_engine
     from fcn_export.export import ExportReport, export_model
     from fcn_export.loading import LoadedModel, load_model
+    from fcn_export.request import ExportRequest
 
 __all__ = [
     "BuildConfig",
     "ExportReport",
+    "ExportRequest",
     "LoadedModel",
     "build_engine",
     "export_model",
@@ -23,6 +25,7 @@ _HOMES = {
     "BuildConfig": "fcn_export.engine",
     "build_engine": "fcn_export.engine",
     "ExportReport": "fcn_export.export",
+    "ExportRequest": "fcn_export.request",
     "LoadedModel": "fcn_export.loading",
     "export_model": "fcn_export.export",
     "load_model": "fcn_export.loading",

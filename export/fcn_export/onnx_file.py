@@ -70,19 +70,22 @@ class OnnxFile:
             ArtifactError: the backend refuses the model.
         """
         beside = self.path.with_name(f".{self.path.name}.inner")
-        data = with_extra_outputs(self.data, inner)
-        source = ModelSource(self.path, data)
-        if self.weights is not None:
-            beside.write_bytes(data)  # a library finds the weights only from a file beside them
-            source = ModelSource(beside)
         context = None
         try:
-            context = get_backend(backend).open(source, precision=precision)
+            # the rewritten bytes are dropped here: they are as large as the model
+            context = get_backend(backend).open(self._source(inner, beside), precision=precision)
             yield context
         finally:
             if context is not None:
                 context.close()
             beside.unlink(missing_ok=True)
+
+    def _source(self, inner: tuple[str, ...], beside: Path) -> ModelSource:
+        data = with_extra_outputs(self.data, inner)
+        if self.weights is None:
+            return ModelSource(self.path, data)
+        beside.write_bytes(data)  # a library finds the weights only from a file beside them
+        return ModelSource(beside)
 
 
 def write_onnx(

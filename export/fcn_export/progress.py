@@ -154,7 +154,8 @@ def _percent(value: float | None) -> str:
 def _miou(fidelity: Fidelity) -> str:
     if fidelity.miou_drop is None:
         return _percent(fidelity.miou)
-    return f"{_percent(fidelity.miou)} ({-fidelity.miou_drop:+.2f})"
+    change = 0.0 - round(fidelity.miou_drop, 2)  # no "-0.00"
+    return f"{_percent(fidelity.miou)} ({change:+.2f})"
 
 
 def _status(entry: Measured, fidelity: Fidelity) -> str:

@@ -26,11 +26,14 @@ class ModelSource:
             (external data, an OpenVINO `.xml`).
         outputs: tensors to give out, inner ones or outputs, in place of the graph's own; None
             keeps these. Only of models that come as `data`.
+        digest: SHA-256 of `data`, where the library may keep what it makes of it in the user's
+            cache; None where nothing is to be kept.
     """
 
     path: Path
     data: bytes | None = field(default=None, repr=False)
     outputs: tuple[str, ...] | None = None
+    digest: str | None = None
 
     def cut_data(self) -> bytes:
         """Give the bytes of the model that makes `outputs`."""

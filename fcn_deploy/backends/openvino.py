@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -10,15 +12,18 @@ from typing import Any
 import numpy as np
 
 from fcn_deploy.backends.base import ContextManaged, ModelSource, check_feeds
+from fcn_deploy.backends.compiled_cache import CompiledCache
 from fcn_deploy.errors import (
     ArtifactError,
     BackendUnavailableError,
     ExecutionError,
 )
-from fcn_deploy.machine import usable_cores
+from fcn_deploy.machine import cpu_identity, usable_cores
 from fcn_deploy.tensors import Array, Precision, TensorSpec
 
 __all__ = ["OpenVinoBackend"]
+
+_log = logging.getLogger(__name__)
 
 _FP16, _BF16 = "FP16", "BF16"  # as OpenVINO names what a CPU computes in
 
@@ -65,15 +70,10 @@ class OpenVinoBackend:
             "NUM_STREAMS": num_streams,
             "INFERENCE_NUM_THREADS": num_threads or usable_cores(),
         }
-        core = library.Core()
-        try:
-            model = str(source.path) if source.data is None else source.cut_data()
-            compiled = core.compile_model(core.read_model(model), "CPU", config)
-        except (RuntimeError, UnicodeDecodeError) as error:
-            raise ArtifactError(
-                f"openvino refused '{source.path}': {_first_line(error)}",
-                hint="Run it with --backend onnxruntime, or export it again.",
-            ) from error
+        if source.digest is None:
+            compiled = _compile(library.Core(), source, config)
+        else:
+            compiled = _compile_cached(library, source, source.digest, config)
         return OpenVinoContext(compiled, name=source.path.name)
 
 
@@ -148,6 +148,37 @@ def _hint(precision: Precision) -> str:
     if precision is Precision.BF16:
         return "bf16"
     return "f16" if precision is Precision.FP16 and _FP16 in _abilities() else "f32"
+
+
+def _compile(core: Any, source: ModelSource, config: Mapping[str, Any]) -> Any:
+    try:
+        model = str(source.path) if source.data is None else source.cut_data()
+        return core.compile_model(core.read_model(model), "CPU", config)
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            f"openvino refused '{source.path}': {_first_line(error)}",
+            hint="Run it with --backend onnxruntime, or export it again.",
+        ) from error
+
+
+def _compile_cached(
+    library: Any, source: ModelSource, digest: str, config: Mapping[str, Any]
+) -> Any:
+    """Take the compiled network from the user's cache, or compile it and keep it there."""
+    core = library.Core()
+    settings = ";".join(f"{name}={value}" for name, value in sorted(config.items()))
+    outputs = "" if source.outputs is None else repr(source.outputs)
+    key = ("openvino", str(library.__version__), cpu_identity(), settings, digest, outputs)
+    cache = CompiledCache()
+    kept = cache.load(key)
+    if kept is not None:
+        try:
+            return core.import_model(io.BytesIO(kept), "CPU", config)
+        except RuntimeError as error:  # compiled afresh, and kept anew
+            _log.warning("openvino refused what it compiled before: %s", _first_line(error))
+    compiled = _compile(core, source, config)
+    cache.store(key, compiled.export_model().getvalue())
+    return compiled
 
 
 def _shared_tensor(array: Array) -> Any:

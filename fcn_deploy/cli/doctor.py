@@ -30,10 +30,10 @@ Line = tuple[str, str]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and give its exit status."""
-    return run_command(run, make_parser(), argv)
+    return run_command(run, build_parser(), argv)
 
 
-def make_parser() -> Parser:
+def build_parser() -> Parser:
     """Describe the command's options."""
     parser = Parser(
         prog="fcn-doctor",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fcn_deploy.video.jobs import SegmentJob
     from fcn_deploy.video.runs import JobReport
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 # written out here so that --help does not load NumPy; a test compares them with the library's
 _VIEWS = ("overlay", "labels", "color", "side-by-side")
@@ -30,12 +30,17 @@ _JSON_VERSION = 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run fcn-segment; see the contract of all commands in `fcn_deploy.cli.run`."""
+    return run_command(run, build_parser(), argv)
+
+
+def build_parser() -> Parser:
+    """Make the parser of all options."""
     parser = Parser(
         prog="fcn-segment",
         description="Segment images, folders of images, videos, webcams and network streams.",
     )
     add_arguments(parser)
-    return run_command(run, parser, argv)
+    return parser
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,17 +99,24 @@ def run(args: argparse.Namespace) -> int:
     # FFmpeg prints addresses with their passwords, and both repeat what we report
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    from fcn_deploy.machine import throughput_streams, usable_cores
     from fcn_deploy.segmenter import Segmenter
-    from fcn_deploy.video.jobs import connected, plan_jobs
+    from fcn_deploy.video.jobs import connected, plan_jobs, want_throughput
     from fcn_deploy.video.runs import JobReport, run_job
 
     jobs = plan_jobs(args.sources, args.output, view=args.view)
+    streams = throughput_streams(usable_cores()) if want_throughput(jobs, args.policy) else 1
     reports: list[JobReport] = []
     complete = False
     try:
         with (
             connected(jobs),
-            Segmenter.open(args.model, backend=args.backend, precision=args.precision) as segmenter,
+            Segmenter.open(
+                args.model,
+                backend=args.backend,
+                precision=args.precision,
+                num_streams=streams,
+            ) as segmenter,
             _progress(args) as follow,
         ):
             for job in jobs:

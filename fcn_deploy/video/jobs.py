@@ -10,6 +10,7 @@ from pathlib import Path
 from fcn_deploy.errors import SinkError, SinkFormatError
 from fcn_deploy.video.address import AddressKind, address_kind
 from fcn_deploy.video.frames import FrameSource
+from fcn_deploy.video.pipeline import Policy
 from fcn_deploy.video.sinks import View, image_name
 from fcn_deploy.video.sources import (
     ImageSource,
@@ -20,7 +21,7 @@ from fcn_deploy.video.sources import (
 )
 from fcn_deploy.video.writers import VIDEO_SUFFIXES
 
-__all__ = ["SegmentJob", "connected", "plan_jobs"]
+__all__ = ["SegmentJob", "connected", "plan_jobs", "want_throughput"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,17 @@ def plan_jobs(
         jobs.insert(0, SegmentJob(ImageSource(images, name=name), output, is_video=False))
     _check_targets(jobs)
     return jobs
+
+
+def want_throughput(jobs: Sequence[SegmentJob], policy: Policy | None) -> bool:
+    """Say whether many frames are to be done soon, rather than each of them.
+
+    Args:
+        policy: of the pipelines; None means each source's own.
+    """
+    if any(job.source.live for job in jobs) or policy == "latest":
+        return False
+    return any(job.source.frame_count != 1 for job in jobs)
 
 
 @contextlib.contextmanager

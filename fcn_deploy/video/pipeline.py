@@ -17,6 +17,7 @@ from fcn_deploy.video.channel import Channel, ChannelClosedError, Producing
 from fcn_deploy.video.frames import FrameSegmenter, FrameSource, SegmentedFrame, VideoFrame
 from fcn_deploy.video.sources import open_source
 from fcn_deploy.video.stats import LATENCIES_KEPT, PipelineStats
+from fcn_deploy.video.turns import Turns
 
 __all__ = ["POLICIES", "Policy", "VideoPipeline"]
 
@@ -34,18 +35,22 @@ _LOGGER = logging.getLogger(__name__)
 class VideoPipeline:
     """Segment a source frame by frame: an iterator of `SegmentedFrame`, and a context manager.
 
-    One thread captures and one runs the network, while the consumer works on what came before.
-    An error in either is raised to the consumer, once, after every good frame before it. Leaving
-    the `with`, dropping the pipeline, and the end of the interpreter all end the threads.
+    One thread captures and others run the network, while the consumer works on what came before;
+    frames are delivered in their order. An error in any is raised to the consumer, once, after
+    every good frame before it. Leaving the `with`, dropping the pipeline, and the end of the
+    interpreter all end the threads.
 
     Args:
         segmenter: a `Segmenter`, or anything that takes a BGR frame and gives a `Segmentation`;
-            it is called from one thread and not closed.
+            it is called from `workers` threads and not closed.
         source: an address as `open_source` takes it, or a source; it is closed with the pipeline.
         policy: what happens when the network is slower than the source; None means ``every`` for
             files and ``latest`` for live sources.
         queue_size: frames that may wait between two stages; ``latest`` keeps one at most.
         max_frames: stop the capture after so many frames; None means at the source's end.
+        workers: frames that are segmented at once; None means one, or as many as the segmenter
+            has streams (`Segmenter.open(..., num_streams=n)`) where every frame is wanted: that
+            gives more frames a second, each of them later.
     """
 
     def __init__(
@@ -56,14 +61,21 @@ class VideoPipeline:
         policy: Policy | None = None,
         queue_size: int = 8,
         max_frames: int | None = None,
+        workers: int | None = None,
     ) -> None:
         if policy is not None and policy not in POLICIES:
             raise ValueError(f"policy is {policy!r}; expected one of {', '.join(POLICIES)}")
         if max_frames is not None and max_frames < 1:
             raise ValueError(f"max_frames is {max_frames}; it must be 1 or more, or None")
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers is {workers}; it must be 1 or more, or None")
         if isinstance(source, (str, Path, int)):
             source = open_source(source)
-        self._stages = _Stages(segmenter, source, policy, queue_size, max_frames)
+        if policy is None:
+            policy = "latest" if source.live else "every"
+        if workers is None:
+            workers = getattr(segmenter, "num_streams", 1) if policy == "every" else 1
+        self._stages = _Stages(segmenter, source, policy, queue_size, max_frames, workers)
         # the threads know the stages only, so a dropped pipeline can be collected
         self._finalizer = weakref.finalize(self, self._stages.stop, _EXIT_JOIN_S)
 
@@ -133,20 +145,23 @@ class _Result:
 
 
 class _Stages:
-    """The two threads, their queues and their books."""
+    """The threads, their queues and their books."""
 
     def __init__(
         self,
         segmenter: FrameSegmenter,
         source: FrameSource,
-        policy: Policy | None,
+        policy: Policy,
         queue_size: int,
         max_frames: int | None,
+        workers: int,
     ) -> None:
         self.source = source
         self._segmenter = segmenter
         self._policy = policy
         self._max_frames = max_frames
+        self._workers = workers
+        self._turns = Turns()
         self._opened: Channel[bool] = Channel(1)
         self._frames: Channel[VideoFrame] = Channel(queue_size)
         self._results: Channel[_Result] = Channel(queue_size)
@@ -167,9 +182,11 @@ class _Stages:
                 raise ClosedError(
                     f"the pipeline over {self.source.name} is closed.", hint="Make a new one."
                 )
-            for work in (self._capture, self._infer):
-                name = f"fcn{work.__name__.replace('_', '-')}"
-                self._threads.append(Thread(target=work, name=name, daemon=True))
+            self._threads = [Thread(target=self._capture, name="fcn-capture", daemon=True)]
+            self._threads += [
+                Thread(target=self._infer, name=f"fcn-infer-{number}", daemon=True)
+                for number in range(self._workers)
+            ]
             for thread in self._threads:
                 thread.start()
         try:
@@ -183,6 +200,7 @@ class _Stages:
         self._stopped.set()
         self._opened.close()
         self._count(discarded=self._frames.close() + self._results.close())
+        self._turns.end()
         self.source.interrupt()
         others = [thread for thread in self._threads if thread is not current_thread()]
         for thread in others:
@@ -227,8 +245,7 @@ class _Stages:
                 self.source.close()
 
     def _capture_all(self) -> None:
-        policy = self._policy or ("latest" if self.source.live else "every")
-        if policy == "latest":
+        if self._policy == "latest":
             self._frames.lose_oldest(1)
         while not self._stopped.is_set() and self._captured != self._max_frames:
             frame = self.source.read()
@@ -246,28 +263,53 @@ class _Stages:
                 self._drop("late", late)
 
     def _infer(self) -> None:
-        with Producing(self._results):
-            try:
-                while (frame := self._frames.get()) is not None:
-                    self._segment(frame)
-            finally:  # after a failure nobody takes what was captured
-                self._count(discarded=self._frames.close())
-                self.source.interrupt()
+        while self._infer_next():
+            pass
 
-    def _segment(self, frame: VideoFrame) -> None:
+    def _infer_next(self) -> bool:
+        """Segment one frame and hand it over in its turn; say whether there may be more."""
+        number, (frame, error) = self._turns.take(self._next_frame)
+        result = None
+        if frame is not None:
+            try:
+                result = self._segment(frame)
+            except BaseException as exc:  # noqa: BLE001 - the consumer raises it, in its turn
+                error = exc
+        with self._turns.turn(number) as mine:
+            if mine and result is not None and self._hand_over(result):
+                return True
+            if frame is not None and (error is None or not mine):
+                self._count(discarded=1)
+            elif frame is not None:
+                self._drop("failed", 1)
+            self._turns.end()
+        if mine:
+            self._results.finish(error)
+        # after a failure nobody takes what was captured
+        self._count(discarded=self._frames.close())
+        self.source.interrupt()
+        return False
+
+    def _next_frame(self) -> tuple[VideoFrame | None, BaseException | None]:
+        """Wait for a frame; no frame and the capture's error, if it had one, at the end."""
         try:
-            segmentation = self._segmenter(frame.frame)
-        except BaseException:
-            self._drop("failed", 1)
-            raise
+            return self._frames.get(), None
+        except BaseException as exc:  # noqa: BLE001 - raised in its turn, too
+            return None, exc
+
+    def _segment(self, frame: VideoFrame) -> _Result:
+        segmentation = self._segmenter(frame.frame)
         item = SegmentedFrame(
             frame.frame, frame.index, frame.pts_seconds, frame.origin, segmentation
         )
+        return _Result(item, frame.captured_at_seconds)
+
+    def _hand_over(self, result: _Result) -> bool:
         try:
-            self._results.put(_Result(item, frame.captured_at_seconds))
+            self._results.put(result)
         except ChannelClosedError:
-            self._count(discarded=1)
-            raise
+            return False
+        return True
 
     def _drop(self, cause: str, count: int) -> None:
         with self._books:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fcn_bench.judge import Verdict
-from fcn_bench.report import BenchmarkReport, Row, RowFidelity, RowKey, Speedup
+from fcn_bench.report import BenchmarkReport, Row, RowFidelity, RowKey, Speedup, StartTimes
 from fcn_bench.stats import Ratio, summarise
 
 ENVIRONMENT = {
@@ -50,6 +50,7 @@ def make_row(
         peak_rss_bytes=123_000_000,
         verdict=verdict,
         notes=notes,
+        start_ms=StartTimes(850.0, 60.0),
     )
 
 

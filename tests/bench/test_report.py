@@ -28,8 +28,9 @@ def test_row_has_the_keys_of_schema_version_1() -> None:
     assert row.keys() == {
         *("backend", "precision", "mode", "scenario", "scope", "batch", "height", "width"),
         *("latency_ms", "throughput_fps", "speedup", "speedup_best", "fidelity"),
-        *("peak_rss_bytes", "verdict", "notes"),
+        *("peak_rss_bytes", "start_ms", "verdict", "notes"),
     }
+    assert row["start_ms"] == {"open": 850.0, "first_frame": 60.0}
     assert row["latency_ms"].keys() == {
         *("p50", "p90", "p95", "p99", "mean", "std", "min", "max", "n")
     }
@@ -77,6 +78,17 @@ def test_notes_that_differ_in_numbers_alone_are_shown_once() -> None:
 
     assert text.count("the limit is 25%") == 1
     assert "2 rows, such as openvino fp32" in text
+
+
+def test_start_is_told_once_for_each_process() -> None:
+    rows = [make_row(make_key(scope=scope)) for scope in ("compute", "frame")]
+    console = Console(width=200, record=True, file=io.StringIO())
+
+    console.print(terminal_table(make_report(*rows)))
+
+    line = "to open, and for the first frame: openvino fp32 1 stream 0.85 + 0.06 s"
+    assert console.export_text().count(line) == 1
+    assert markdown_text(make_report(*rows)).count(line) == 1
 
 
 def test_interval_around_one_says_that_nothing_can_be_told() -> None:

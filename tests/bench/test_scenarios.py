@@ -15,7 +15,6 @@ from fcn_bench.scenarios import (
     check_scenarios,
     measured_rows,
     plan_jobs,
-    throughput_streams,
 )
 from fcn_bench.targets import Candidate
 from fcn_bench.timing import Slice, Timing, WarmUp
@@ -72,13 +71,9 @@ def test_pytorch_has_one_process_for_both_scenarios_and_a_candidate_two() -> Non
 
 
 def test_one_core_has_one_stream_and_one_process() -> None:
-    jobs = plan_jobs([OPENVINO], [], BOTH, streams=throughput_streams(1))
+    jobs = plan_jobs([OPENVINO], [], BOTH, streams=1)
 
     assert [(job.mode, job.scenarios) for job in jobs] == [("1 stream", BOTH)]
-
-
-def test_streams_are_those_of_the_cores_up_to_four() -> None:
-    assert [throughput_streams(cores) for cores in (1, 2, 4, 64)] == [1, 2, 4, 4]
 
 
 def test_bf16_autocast_is_a_row_of_bf16() -> None:
@@ -164,7 +159,11 @@ def test_without_a_baseline_there_is_no_speed_up() -> None:
 
 def test_drop_is_pytorchs_mean_iou_less_the_rows_in_points() -> None:
     job = plan_jobs([OPENVINO], [], ["latency"], streams=2)[0]
-    outcome = Outcome(None, Agreement(0.99, 0.01, 0.98), GroundTruth(0.80), GroundTruth(0.812))
+    outcome = Outcome(
+        agreement=Agreement(0.99, 0.01, 0.98),
+        truth=GroundTruth(0.80),
+        eager_truth=GroundTruth(0.812),
+    )
 
     row = make_rows([(row, outcome) for row in rows_of(job, 50.0)])[0]
 

@@ -36,6 +36,7 @@ def test_warm_up_ends_when_three_windows_agree() -> None:
     ended = warm_up(work, clock=work.clock)
 
     assert ended.steady is True
+    assert ended.first_ms == 900
     assert ended.calls == 7  # the first belongs to no window, 500, 300, 200, and three of 100
 
 
@@ -60,6 +61,8 @@ def test_warm_up_of_given_length_makes_just_these_calls() -> None:
     ended = warm_up(work, calls=4, clock=work.clock)
 
     assert (ended.calls, ended.steady, work.calls) == (4, None, 4)
+    assert ended.first_ms == 10
+    assert warm_up(work, calls=0).first_ms is None
 
 
 def test_slice_does_not_count_its_first_short_call() -> None:

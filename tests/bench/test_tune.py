@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from fcn_bench.cli import main
 from fcn_bench.judge import Verdict
 from fcn_bench.report import Row, RowFidelity
-from fcn_bench.tune import check_tunable, tune
+from fcn_bench.tune import NotTuned, Tuned, check_tunable, tune
 from fcn_deploy.artifact import Artifact
 from fcn_deploy.errors import BenchmarkError, ManifestError
 from fcn_deploy.manifest import Fidelity, Manifest, Variant
@@ -67,6 +68,7 @@ def test_the_fastest_within_the_budget_is_kept(rows: list[Row], chosen: str) -> 
 
     found = tune(make_report(*rows), target)
 
+    assert isinstance(found, Tuned)
     assert found.best.precision == chosen
     kept = kept_rows(target.manifest)
     assert kept is not None
@@ -80,6 +82,7 @@ def test_what_was_measured_at_export_counts_where_nothing_was_now() -> None:
 
     found = tune(make_report(row("fp32", 20), row("int8", 5)), target)
 
+    assert isinstance(found, Tuned)
     assert found.best.precision is Precision.INT8
     assert "+0.20 points of mean IoU lost at export, 1 allowed" in found.best.reason
 
@@ -95,27 +98,40 @@ def test_only_frames_one_at_a_time_at_the_first_size_count() -> None:
 
     found = tune(report, artifact())
 
+    assert isinstance(found, Tuned)
     assert [entry.precision for entry in found.rows.rows] == [Precision.FP32]
     assert found.rows.size == (512, 512)
 
 
-def test_nothing_is_kept_of_what_cannot_be_relied_on(state: Path) -> None:
-    with pytest.raises(BenchmarkError, match=r"every row is SUSPECT .*Measure longer"):
-        tune(make_report(row("fp32", 20, verdict=Verdict.SUSPECT)), artifact())
-    with pytest.raises(BenchmarkError, match=r"no variant is within the budget"):
-        tune(make_report(row("int8", 20, agreement=0.5)), artifact())
-    with pytest.raises(BenchmarkError, match=r"needs rows of latency"):
-        tune(make_report(), artifact())
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([row("fp32", 20, verdict=Verdict.SUSPECT)], r"every row is SUSPECT .*Measure longer"),
+        ([row("int8", 20, agreement=0.5)], "no variant that was measured is within the budget"),
+        ([], "every row is SUSPECT"),
+    ],
+)
+def test_nothing_is_kept_of_what_cannot_be_relied_on(
+    rows: list[Row], why: str, state: Path
+) -> None:
+    found = tune(make_report(*rows), artifact())
+
+    assert isinstance(found, NotTuned)
+    assert re.search(why, found.lines()[0])
+    assert not state.exists()
+
+
+def test_a_budget_that_is_no_number_is_an_error() -> None:
     with pytest.raises(ManifestError, match="max_miou_drop is 'much'"):
         tune(make_report(row("int8", 2, drop=0.1)), artifact(budget="much"))
-
-    assert not state.exists()
 
 
 def test_a_single_file_has_nothing_to_choose(
     tiny: TinyModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check_tunable(tiny.artifact).manifest.variants
+    assert check_tunable(tiny.artifact, ["latency"]).manifest.variants
+    with pytest.raises(BenchmarkError, match="needs rows of latency"):
+        check_tunable(tiny.artifact, ["throughput"])
 
     status = main([str(tiny.artifact / "model.onnx"), "--tune"])
 

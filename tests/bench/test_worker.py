@@ -84,9 +84,12 @@ def test_worker_times_frames_and_the_network_in_them(tiny: TinyModel, tmp_path: 
     with served(describe(tiny.artifact), tmp_path) as worker:
         warm = worker.warm_up("frame", calls=2)
         part = worker.measure("frame", seconds=0, min_calls=4)
-        peak = worker.peak_rss_bytes()
+        peak, open_ms = worker.peak_rss_bytes(), worker.open_ms
 
     assert (warm.calls, warm.steady) == (2, None)
+    assert warm.first_ms is not None
+    assert open_ms is not None
+    assert min(warm.first_ms, open_ms) > 0
     assert len(part.timings) == 4
     assert all(0 < timing.compute_ms < timing.frame_ms for timing in part.timings)
     assert peak is not None

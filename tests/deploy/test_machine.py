@@ -187,6 +187,10 @@ def test_gpus_are_named_from_the_drivers_files(tmp_path: Path) -> None:
     assert machine.nvidia_gpus(tmp_path / "nothing") == ()
 
 
+def test_streams_are_one_a_core_up_to_four() -> None:
+    assert [machine.throughput_streams(cores) for cores in (1, 2, 4, 64)] == [1, 2, 4, 4]
+
+
 def test_versions_are_compared_by_number_and_not_by_text() -> None:
     numbers = machine.version_numbers
 

@@ -79,9 +79,12 @@ def test_it_says_what_runs_and_why(tmp_path: Path) -> None:
     assert segmenter.shapes == MANIFEST.shapes
 
 
+@pytest.mark.parametrize("num_streams", [1, 3])
 @pytest.mark.parametrize("backend", backend_names())
-def test_a_batch_of_mixed_sizes_gives_what_single_frames_give(tmp_path: Path, backend: str) -> None:
-    segmenter = Segmenter.open(write_artifact(tmp_path), backend=backend)
+def test_a_batch_of_mixed_sizes_gives_what_single_frames_give(
+    tmp_path: Path, backend: str, num_streams: int
+) -> None:
+    segmenter = Segmenter.open(write_artifact(tmp_path), backend=backend, num_streams=num_streams)
     frames = [frame(24, 32), frame(24, 32, seed=1), frame(9, 50), *[frame(24, 32)] * 9]
 
     results = segmenter.batch(frames)

@@ -12,7 +12,7 @@ from fcn_deploy.errors import (
     SourceLostError,
     SourceOpenError,
 )
-from fcn_deploy.video.jobs import SegmentJob, plan_jobs
+from fcn_deploy.video.jobs import SegmentJob, plan_jobs, want_throughput
 from fcn_deploy.video.runs import JobReport, run_job
 from fcn_deploy.video.sources import ImageSource
 from tests.deploy.clips import (
@@ -184,3 +184,19 @@ def test_showing_without_a_window_system_is_an_error_before_any_work(
         run_job(job, threshold_segmenter, JobReport("fake"), show=True)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_many_frames_of_files_are_run_at_once_and_single_or_live_ones_are_not(
+    tmp_path: Path,
+) -> None:
+    images = [write_image(tmp_path / f"{n}.png", numbered_frame(n)) for n in (1, 2)]
+    clip = write_clip(tmp_path / "clip.avi", frames=2)
+
+    one, two, video = (
+        plan_jobs([str(path) for path in paths], tmp_path / "out")
+        for paths in (images[:1], images, [clip])
+    )
+
+    assert [want_throughput(jobs, None) for jobs in (one, two, video)] == [False, True, True]
+    assert not want_throughput(video, "latest")
+    assert not want_throughput([*video, *plan_jobs(["0"], tmp_path / "out")], None)

@@ -4,12 +4,15 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from fcn_deploy.errors import ClosedError, SourceLostError, SourceOpenError
+from fcn_deploy.errors import ClosedError, ExecutionError, SourceLostError, SourceOpenError
+from fcn_deploy.segmentation import Segmentation
+from fcn_deploy.tensors import Array
 from fcn_deploy.video.frames import FrameSegmenter
 from fcn_deploy.video.pipeline import VideoPipeline
 from fcn_deploy.video.stats import PipelineStats, combine
@@ -61,6 +64,93 @@ def test_every_frame_is_captured_once_and_delivered_once() -> None:
     assert 0 <= stats.latency_ms["p50"] <= stats.latency_ms["p99"] <= stats.latency_ms["max"]
     assert stats.fps > 0
     assert source.closed == 1
+
+
+class UnevenSegmenter:
+    """Takes longer for some frames than for others; fails at one, if told to."""
+
+    num_streams = 4
+
+    def __init__(self, *, fail_at: int | None = None) -> None:
+        self.fail_at = fail_at
+        self.running = self.most = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, frame_bgr: Array, /) -> Segmentation:
+        with self._lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        number = frame_number(frame_bgr)
+        time.sleep(0.002 * (number * 7 % 5))
+        with self._lock:
+            self.running -= 1
+        if number == self.fail_at:
+            raise ExecutionError(f"frame {number} is bad")
+        return threshold_segmenter(frame_bgr)
+
+
+def test_frames_that_are_segmented_at_once_come_in_order() -> None:
+    segmenter = UnevenSegmenter()
+
+    with VideoPipeline(segmenter, FakeSource(60), queue_size=2) as frames:
+        indices = [item.index for item in frames]
+
+    assert indices == list(range(60))
+    assert segmenter.most == 4
+    assert is_balanced(frames.stats)
+    assert pipeline_threads() == []
+
+
+def test_failure_comes_after_every_frame_before_it_whoever_is_faster() -> None:
+    indices: list[int] = []
+
+    with (
+        VideoPipeline(UnevenSegmenter(fail_at=23), FakeSource(60)) as frames,
+        pytest.raises(ExecutionError, match="frame 23 is bad"),
+    ):
+        indices.extend(item.index for item in frames)
+
+    assert indices == list(range(23))
+    assert frames.stats.dropped == {"failed": 1}
+    assert is_balanced(frames.stats)
+    assert pipeline_threads() == []
+
+
+def test_source_that_breaks_is_told_after_the_frames_that_others_work_on() -> None:
+    source = FakeSource(9, error=SourceLostError("gone"))
+    indices: list[int] = []
+
+    with (
+        VideoPipeline(UnevenSegmenter(), source) as frames,
+        pytest.raises(SourceLostError, match="gone"),
+    ):
+        indices.extend(item.index for item in frames)
+
+    assert indices == list(range(9))
+
+
+def test_pipeline_of_many_workers_closes_in_the_midst_of_its_work() -> None:
+    with VideoPipeline(UnevenSegmenter(), FakeSource(60), workers=3) as frames:
+        first = next(frames)
+
+    assert first.index == 0
+    assert is_balanced(frames.stats)
+    assert pipeline_threads() == []
+
+
+def test_only_the_latest_frame_is_worked_on_alone() -> None:
+    segmenter = UnevenSegmenter()
+
+    with VideoPipeline(segmenter, FakeSource(40), policy="latest") as frames:
+        indices = [item.index for item in frames]
+
+    assert indices == sorted(indices)
+    assert segmenter.most == 1
+
+
+def test_no_workers_are_refused() -> None:
+    with pytest.raises(ValueError, match="workers is 0; it must be 1 or more"):
+        VideoPipeline(threshold_segmenter, FakeSource(1), workers=0)
 
 
 def test_policy_latest_drops_the_oldest_and_counts_them() -> None:
