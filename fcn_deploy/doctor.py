@@ -69,12 +69,20 @@ class Decoder:
 
 @dataclass(frozen=True, slots=True)
 class VariantStatus:
-    """One file of an artifact: its size in bytes, and how it fared at export, where it can run."""
+    """One file of an artifact: its size in bytes, and how it fared at export, where it can run.
+
+    Attributes:
+        backend, library_version, compute_capabilities: of plans only: what built it, and the GPUs
+            that it is for.
+    """
 
     file: str
     precision: Precision
     size: int | None
     fidelity: tuple[Fidelity, ...]
+    backend: str | None = None
+    library_version: str | None = None
+    compute_capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +199,13 @@ def _variants(manifest: Manifest) -> tuple[VariantStatus, ...]:
     sizes = {entry.name: entry.size for entry in manifest.files}
     return tuple(
         VariantStatus(
-            variant.file, variant.precision, sizes.get(variant.file), tuple(variant.fidelity)
+            variant.file,
+            variant.precision,
+            sizes.get(variant.file),
+            tuple(variant.fidelity),
+            variant.backend,
+            variant.library_version,
+            variant.compute_capabilities,
         )
         for variant in manifest.variants
     )

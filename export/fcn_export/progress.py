@@ -115,6 +115,10 @@ def _table(report: ExportReport) -> Table:
             _miou(fidelity),
             _status(entry, fidelity),
         )
+    for plan in report.plans:
+        size = f"{plan.size_bytes / 1e6:.1f} MB" if plan.failure is None else ""
+        status = "built, not run" if plan.failure is None else "not built"
+        table.add_row(f"{plan.library} {plan.precision}", size, *[""] * 6, status)
     return table
 
 
