@@ -67,11 +67,14 @@ class Segmenter(ContextManaged):
         color: NetworkColor | None = None,
         peel: bool = True,
         tile_pixels: int | None = None,
+        trust_code: bool = False,
     ) -> Segmenter:
         """Load an artifact, a file in one, or a bare ``.onnx`` or ``.xml`` of anyone's making.
 
         Args:
-            backend: ``"openvino"``, ``"onnxruntime"``, or ``"auto"`` for the first installed.
+            backend: ``"openvino"``, ``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt-rtx"``, or
+                ``"auto"``: a plan of the artifact that runs on the GPU here, else the first of the
+                others that is installed.
             precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 where the CPU has it and export
                 measured that it keeps 99.9 % of the labels, else fp32. A bare graph runs in fp32.
             num_threads: CPU threads in all; None means the cores that this process may use.
@@ -82,6 +85,7 @@ class Segmenter(ContextManaged):
                 gives the same labels; False runs the whole graph.
             tile_pixels: frames of more pixels are segmented in tiles of at most so many; None: of
                 more than the network holds in 3 GiB of floats, in tiles of half a GiB.
+            trust_code: take a ``.plan`` that is in no artifact: it holds code that is run.
 
         Raises:
             ArtifactError: it is missing, damaged, unsafe, or no segmentation network.
@@ -99,6 +103,7 @@ class Segmenter(ContextManaged):
                 std=std,
                 color=color,
                 peel=peel,
+                trust_code=trust_code,
             ),
             tile_pixels=tile_pixels,
         )

@@ -92,8 +92,8 @@ def view_of(array: Any, *, name: str, ordinal: int) -> DeviceView:
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is None:
         raise TypeError(
-            f"'{name}' is a {type(array).__name__} without __cuda_array_interface__, so no array on "
-            "a GPU. Move it there, or give NumPy arrays to infer()."
+            f"'{name}' is a {type(array).__name__} without __cuda_array_interface__, no array "
+            "on a GPU. Move it there, or give NumPy arrays to infer()."
         )
     index = getattr(getattr(array, "device", None), "index", None)
     if isinstance(index, int) and index != ordinal:

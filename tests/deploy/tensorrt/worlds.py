@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from fcn_deploy.backends.tensorrt import device, engine
+from fcn_deploy.backends.tensorrt import backend, device, engine
 from fcn_deploy.backends.tensorrt.api import TensorRT, capabilities_of
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
@@ -101,6 +101,8 @@ def use_simulation(monkeypatch: pytest.MonkeyPatch, driver: SimDriver) -> None:
     monkeypatch.setattr(device, "device_problem", lambda name=None: None)
     monkeypatch.setattr(device, "open_device", _opener(driver))
     monkeypatch.setattr(engine, "open_device", _opener(driver))
+    monkeypatch.setattr(backend, "open_device", _opener(driver))
+    monkeypatch.setattr(backend, "device_problem", lambda name=None: None)
 
 
 def _opener(driver: SimDriver) -> Callable[..., DeviceBackend]:
