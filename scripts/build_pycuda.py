@@ -68,7 +68,7 @@ def build(root: Path, target: Path) -> None:
         with tarfile.open(next(folder.glob("pycuda-*.tar.gz"))) as archive:
             archive.extractall(folder, filter="data")
         source = next(path for path in folder.glob("pycuda-*") if path.is_dir())
-        # the linker wants a libcuda to note the name of; its functions are looked up when it runs
+        # the linker notes this name; the functions are looked up in what has it when it runs
         subprocess.run(
             [
                 *("g++", "-shared", "-Wl,-soname,libcuda.so.1", "-o", folder / "libcuda.so"),
@@ -86,6 +86,8 @@ def build(root: Path, target: Path) -> None:
         lines = [f"{key} = {value!r}\n" for key, value in settings.items()]
         (source / "siteconf.py").write_text("".join(lines))
         built = folder / "built"
+        # a library none of whose functions is used would not be noted
+        os.environ["LDFLAGS"] = "-Wl,--no-as-needed"
         pip("install", "--no-deps", "--target", str(built), str(source), *PURE)
         if not target.exists():  # else another process was faster
             built.rename(target)

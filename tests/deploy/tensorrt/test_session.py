@@ -318,6 +318,16 @@ def test_addresses_and_shapes_are_set_when_they_change_only(
     monkeypatch.undo()
 
 
+def test_buffers_grow_and_results_stay_right(world: World) -> None:
+    session = world.engine.session(depth=2)
+    images = [frames(1, side, 32)[0] for side in range(4, 33, 4)]
+
+    pending = [session.submit({"image": image}) for image in images]
+
+    for image, each in zip(images, pending, strict=True):
+        np.testing.assert_array_equal(labels_of(each), expected(image))
+
+
 def test_buffers_grow_by_half_at_least_and_are_kept(lazy: World) -> None:
     session = lazy.engine.session(depth=1)
     for side in range(16, 33):
