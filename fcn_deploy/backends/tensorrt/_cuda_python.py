@@ -128,6 +128,24 @@ class CudaPythonDevice:
     def launch(self, graph: Any, stream: int) -> None:
         self._graphs.launch(graph, stream)
 
+    def load_kernel(self, image: bytes, name: str) -> Any:
+        module = call("cuModuleLoadData", image)
+        # the driver unloads the module with the context: one of a few kilobytes
+        return call("cuModuleGetFunction", module, name.encode())
+
+    def launch_kernel(
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        argument: bytes,
+        stream: int,
+    ) -> None:
+        content = ctypes.create_string_buffer(argument, len(argument))
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(content))
+        where = ctypes.addressof(pointers)  # the driver copies what it points to
+        call("cuLaunchKernel", kernel, *grid, *block, 0, stream, where, 0)
+
     def release(self, *resources: Any) -> None:
         for resource in resources:
             if isinstance(resource, int):

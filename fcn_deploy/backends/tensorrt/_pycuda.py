@@ -136,6 +136,22 @@ class PyCudaDevice:
     def launch(self, graph: Any, stream: int) -> None:
         self._graphs.launch(graph, stream)
 
+    def load_kernel(self, image: bytes, name: str) -> Any:
+        with _translated("cuModuleLoadData", self._driver):
+            return self._driver.module_from_buffer(image).get_function(name)
+
+    def launch_kernel(
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        argument: bytes,
+        stream: int,
+    ) -> None:
+        content = np.frombuffer(argument, np.uint8)  # PyCUDA passes an array's bytes by value
+        with _translated("cuLaunchKernel", self._driver):
+            kernel(content, grid=grid, block=block, stream=self._streams[stream])
+
     def release(self, *resources: Any) -> None:
         for resource in resources:
             if isinstance(resource, int):

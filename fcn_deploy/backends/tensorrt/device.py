@@ -137,6 +137,21 @@ class DeviceBackend(Protocol):
 
     def launch(self, graph: Any, stream: int) -> None: ...
 
+    def load_kernel(self, image: bytes, name: str) -> Any:
+        """Load a kernel of a module, machine code or PTX; it goes with its last reference."""
+        ...
+
+    def launch_kernel(
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        argument: bytes,
+        stream: int,
+    ) -> None:
+        """Enqueue a kernel that takes one struct by value, given as its bytes."""
+        ...
+
     def release(self, *resources: Any) -> None:
         """Free streams (by handle), events and graphs."""
         ...

@@ -395,6 +395,7 @@ class SimDevice:
     def __init__(self, driver: SimDriver, *, ordinal: int = 0) -> None:
         self.driver = driver
         self.closed = False
+        self.kernels: dict[str, Any] = {}
         self.info = DeviceInfo(
             ordinal, "Simulated GPU", driver.compute_capability, driver.total_bytes
         )
@@ -452,6 +453,22 @@ class SimDevice:
             stream, "download", copy, device_range(address, target.nbytes, writes=False),
             host_range(target, writes=True),
         )  # fmt: skip
+
+    def load_kernel(self, image: bytes, name: str) -> Any:
+        """Take a function of the argument's bytes, made by a test, for the machine code."""
+        self.driver.check_current("load_kernel")
+        return self.kernels[name]
+
+    def launch_kernel(
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        argument: bytes,
+        stream: int,
+    ) -> None:
+        run, accesses = kernel(argument, grid, block)
+        self.driver.enqueue(stream, "kernel", run, *accesses)
 
     def release(self, *resources: Any) -> None:
         for resource in resources:
