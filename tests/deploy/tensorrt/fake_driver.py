@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fcn_deploy.backends.tensorrt.device_head import head_source
 from fcn_deploy.tensors import Array
 from tests.deploy.tensorrt.simulated_driver import Access
 
@@ -40,6 +41,22 @@ def build_fake_libcuda(folder: Path, *, extension: Path | None = None) -> Path:
         check=True,
     )
     return folder
+
+
+def build_host_kernel(folder: Path) -> Path:
+    """Compile the head's kernel for the host with g++; gives the library."""
+    source = folder / "head.cpp"
+    size = 'extern "C" const unsigned long head_labels_size = sizeof(HeadArguments);'
+    source.write_text(f"{head_source()}\n{size}\n")
+    library = folder / "head.so"
+    subprocess.run(
+        [
+            *("g++", "-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-ffp-contract=off"),
+            *(source, "-o", library),
+        ],
+        check=True,
+    )
+    return library
 
 
 class CDriver:

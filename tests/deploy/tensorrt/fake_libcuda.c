@@ -353,6 +353,58 @@ static Result launch(void *exec, void *handle) {
 }
 Result cuGraphLaunch(void *exec, void *handle) { NEED_CONTEXT("cuGraphLaunch"); LOCKED(launch(exec, handle)); }
 
+/* ---------------------------------------------------------------- kernels */
+
+/* An image is the path of a library for the host. Of a kernel `name` it has `name_on_host`, which
+   takes a pointer to the kernel's one argument, and `name_size`, that argument's size. */
+typedef struct { HostFunction run; size_t size; } Kernel;
+typedef struct { HostFunction run; char argument[512]; } Launch;
+
+Result cuModuleLoadData(void **module, const void *image) {
+    NEED_CONTEXT("cuModuleLoadData");
+    *module = dlopen(image, RTLD_NOW);
+    return *module ? OK : fail(INVALID_VALUE, "an image that is no library");
+}
+Result cuModuleLoadDataEx(void **module, const void *image, unsigned count, int *options, void **values) {
+    (void)count; (void)options; (void)values;
+    return cuModuleLoadData(module, image);
+}
+Result cuModuleUnload(void *module) { (void)module; return OK; }
+Result cuModuleGetFunction(void **function, void *module, const char *name) {
+    NEED_CONTEXT("cuModuleGetFunction");
+    char whole[256];
+    Kernel *kernel = calloc(1, sizeof *kernel);
+    snprintf(whole, sizeof whole, "%s_on_host", name);
+    *(void **)&kernel->run = dlsym(module, whole);
+    snprintf(whole, sizeof whole, "%s_size", name);
+    size_t *size = dlsym(module, whole);
+    if (!kernel->run || !size || *size > 512) return NOT_FOUND;
+    kernel->size = *size;
+    *function = kernel;
+    return OK;
+}
+Result cuFuncGetAttribute(int *value, int attribute, void *function) { (void)attribute; (void)function; *value = 0; return OK; }
+static void run_launch(void *data) { Launch *l = data; l->run(l->argument); free(l); }
+Result fake_enqueue(void *handle, HostFunction function, void *data);
+Result cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                      unsigned shared, void *stream, void **parameters, void **extra) {
+    NEED_CONTEXT("cuLaunchKernel");
+    Kernel *kernel = function;
+    if (!gx || !gy || !gz || bx * by * bz > 1024 || !bx || !by || !bz || shared) return fail(INVALID_VALUE, "a grid or block that cannot be");
+    const void *argument = NULL;
+    size_t size = kernel->size;
+    if (parameters) argument = parameters[0];
+    for (; extra && *extra; extra += 2) { /* CU_LAUNCH_PARAM_BUFFER_POINTER, .._SIZE */
+        if (*extra == (void *)1) argument = extra[1];
+        if (*extra == (void *)2) size = *(size_t *)extra[1];
+    }
+    if (!argument || size != kernel->size) return fail(INVALID_VALUE, "a kernel's argument of another size");
+    Launch *launch = calloc(1, sizeof *launch);
+    launch->run = kernel->run;
+    memcpy(launch->argument, argument, size);
+    return fake_enqueue(stream, run_launch, launch);
+}
+
 /* ---------------------------------------------------------------- errors, names */
 
 Result cuGetErrorString(int error, const char **text) { (void)error; *text = "fake error"; return OK; }

@@ -11,15 +11,19 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fcn_deploy.backends.tensorrt.api import TensorRT, capabilities_of
 from fcn_deploy.backends.tensorrt.device import DeviceBackend, open_device
+from fcn_deploy.backends.tensorrt.device_head import DeviceHead
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.errors import BackendUnavailableError, DeviceMemoryError, ExecutionError
-from tests.deploy.tensorrt.fake_driver import CDriver
+from fcn_deploy.head import upsample_argmax
+from tests.deploy.tensorrt.fake_driver import CDriver, build_host_kernel
 from tests.deploy.tensorrt.simulated_tensorrt import make_plan, simulated_module
 from tests.deploy.tensorrt.test_session import (  # noqa: F401 - pytest finds them here
     test_a_frame_gives_the_labels_that_onnxruntime_gives,
@@ -214,6 +218,28 @@ def test_each_thread_has_a_context_of_its_own(device: DeviceBackend) -> None:
         thread.join()
 
     assert found == [(1 << 30, 1 << 30)]
+
+
+def test_the_heads_kernel_is_launched_with_its_argument(
+    device: DeviceBackend, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    scores = rng.standard_normal((2, 5, 6, 7)).astype(np.float32)
+    library = build_host_kernel(tmp_path)
+    with DeviceHead(device, image=bytes(library) + b"\0") as head, device.current():
+        stream, address = device.stream(), device.alloc(scores.nbytes)
+        pinned = device.pinned(scores.nbytes)
+        pinned[:] = scores.reshape(-1).view(np.uint8)
+        device.upload(address, pinned, stream)
+        interface = {"shape": scores.shape, "typestr": "<f4", "data": (address, False)}
+
+        labels = head.labels(
+            SimpleNamespace(__cuda_array_interface__=interface), (48, 56), stream=stream
+        )
+
+        np.testing.assert_array_equal(labels, upsample_argmax(scores, (48, 56)))
+        device.free(address)
+        device.free_pinned(pinned)
+        device.release(stream)
 
 
 def test_recorded_runs_are_launched_again(world: RealWorld) -> None:

@@ -20,12 +20,12 @@ from fcn_deploy.backends.tensorrt.device_head import (
     DeviceHead,
     HeadArguments,
     compile_head,
-    head_source,
 )
 from fcn_deploy.errors import ClosedError, NonFiniteOutputError, ShapeError
 from fcn_deploy.head import upsample_argmax
 from fcn_deploy.tensors import Array
 from tests.deploy.interpolation import interpolate
+from tests.deploy.tensorrt.fake_driver import build_host_kernel
 from tests.deploy.tensorrt.simulated_driver import Access, SimDevice, SimDriver, device_range
 
 COMPUTE_CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
@@ -34,16 +34,7 @@ COMPUTE_CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
 @pytest.fixture(scope="module")
 def host_kernel(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("head")
-    source = folder / "head.cpp"
-    source.write_text(head_source())
-    subprocess.run(
-        [
-            *("g++", "-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-ffp-contract=off"),
-            *(source, "-o", folder / "head.so"),
-        ],
-        check=True,
-    )
-    return ctypes.CDLL(str(folder / "head.so")).head_labels_on_host
+    return ctypes.CDLL(str(build_host_kernel(folder))).head_labels_on_host
 
 
 class World:
