@@ -214,8 +214,6 @@ def open_model(
     file = locate_model(path, backend=backend, precision=precision, trust_code=trust_code)
     if file.backend is not None and backend == "auto":
         backend = file.backend
-    if file.precision is not None and precision == "auto" and file.precision is not Precision.FP32:
-        precision = file.precision.value
     chosen, backend_reason = choose_backend(backend, file.path.suffix)
     if file.backend is not None and file.backend != chosen.name:
         raise BackendUnavailableError(
@@ -227,7 +225,11 @@ def open_model(
     if file.path.suffix == ".plan":
         decided, precision_reason = _plan_precision(file, precision)
     else:
-        decided, precision_reason = choose_precision(precision, chosen, file.manifest)
+        decided, precision_reason = choose_precision(
+            precision, chosen, file.manifest, file_precision=file.precision
+        )
+        if file.artifact is not None and file.precision is None:
+            file = locate_model(path, backend=chosen.name, precision=decided)
     preprocess = _preprocess(file, mean=mean, std=std, color=color)
     peeled = _peel(file) if peel else "it was asked for whole"
     outputs = (peeled.scores,) if isinstance(peeled, PeeledTail) else None

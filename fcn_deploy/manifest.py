@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "TensorInfo",
     "Variant",
+    "WorstImage",
     "check_file_name",
 ]
 
@@ -115,6 +116,14 @@ class ClassInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class WorstImage:
+    """The measured image that keeps the smallest share, 0..1, of PyTorch's labels."""
+
+    name: str
+    label_agreement: float
+
+
+@dataclass(frozen=True, slots=True)
 class Fidelity:
     """How near one variant on one backend comes to PyTorch in fp32, measured at export.
 
@@ -124,6 +133,9 @@ class Fidelity:
             than the variant's measured score error, 0..1.
         miou: mean IoU against the labels given at export, 0..1; None where none were given.
         miou_drop: PyTorch's mean IoU less this one, in percentage points.
+        miou_vs_baseline: mean IoU with PyTorch's labels as the reference, 0..1.
+        boundary_share: share, 0..1, of the pixels that disagree which are within 2 px of a class
+            border of PyTorch's labels; None where none disagree.
     """
 
     backend: str
@@ -132,6 +144,9 @@ class Fidelity:
     near_tie_share: float
     miou: float | None = None
     miou_drop: float | None = None
+    miou_vs_baseline: float | None = None
+    boundary_share: float | None = None
+    worst_image: WorstImage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +292,13 @@ def _variant_to_json(variant: Variant) -> dict[str, Any]:
     return {
         **_plain(variant),
         "profiles": [_shapes_to_json(profile) for profile in variant.profiles],
-        "fidelity": [_plain(entry) for entry in variant.fidelity],
+        "fidelity": [_fidelity_to_json(entry) for entry in variant.fidelity],
     }
+
+
+def _fidelity_to_json(fidelity: Fidelity) -> dict[str, Any]:
+    worst = fidelity.worst_image
+    return {**_plain(fidelity), "worst_image": None if worst is None else _plain(worst)}
 
 
 def _tensor_from_json(node: JsonObject) -> TensorInfo:
@@ -339,7 +359,17 @@ def _fidelity_from_json(node: JsonObject) -> Fidelity:
         node.get("near_tie_share", float),
         node.get("miou", float, default=None),
         node.get("miou_drop", float, default=None),
+        node.get("miou_vs_baseline", float, default=None),
+        node.get("boundary_share", float, default=None),
+        _worst_image_from_json(node),
     )
+
+
+def _worst_image_from_json(node: JsonObject) -> WorstImage | None:
+    if node.get("worst_image", dict, default=None) is None:
+        return None
+    worst = node.child("worst_image")
+    return WorstImage(worst.text("name"), worst.get("label_agreement", float))
 
 
 def _variant_from_json(node: JsonObject) -> Variant:

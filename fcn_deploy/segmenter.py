@@ -75,8 +75,9 @@ class Segmenter(ContextManaged):
             backend: ``"openvino"``, ``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt-rtx"``, or
                 ``"auto"``: a plan of the artifact that runs on the GPU here, else the first of the
                 others that is installed.
-            precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 where the CPU has it and export
-                measured that it keeps 99.9 % of the labels, else fp32. A bare graph runs in fp32.
+            precision: ``"fp32"``, ``"bf16"``, ``"fp16"``, ``"int8"``, or ``"auto"``: bf16, else
+                int8, where the CPU has instructions for it and export measured that it keeps
+                99.9 % of the labels; else fp32. A bare graph runs in fp32.
             num_threads: CPU threads in all; None means the cores that this process may use.
             num_streams: how many calls from different threads run at once, sharing the threads.
             mean, std: of values in 0..1, for a bare graph with a float input; None: ImageNet's.

@@ -94,6 +94,13 @@ def _add_network_options(parser: Parser) -> None:
         metavar=("IMAGES", "LABELS"),
         help="labelled folders to measure mean IoU on",
     )
+    group.add_argument(
+        "--max-miou-drop",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="with --eval: points of mean IoU that a variant may lose [1.0]",
+    )
 
 
 def _add_graph_options(parser: Parser) -> None:
@@ -101,9 +108,15 @@ def _add_graph_options(parser: Parser) -> None:
     group.add_argument(
         "--precision",
         type=_names,
-        default=("fp32",),
         metavar="LIST",
-        help="of fp32 and bf16 (bf16 needs no file of its own) [fp32]",
+        help="of fp32, bf16 (needs no file of its own), fp16, int8 [fp32,fp16; int8 too with "
+        "--calibrate]",
+    )
+    group.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="PATH",
+        help="images folder, image list or video that int8 takes its ranges from",
     )
     group.add_argument(
         "--input-color",
@@ -165,7 +178,9 @@ def _request(args: argparse.Namespace) -> ExportRequest:
             arch_args=parse_arch_args(args.arch_arg),
             output_key=args.output_key,
             precisions=args.precision,
+            calibrate=args.calibrate,
             eval_folders=None if args.eval is None else (args.eval[0], args.eval[1]),
+            max_miou_drop=args.max_miou_drop,
             size=args.size,
             min_size=args.min_size,
             max_size=args.max_size,

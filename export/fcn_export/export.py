@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fcn_deploy.artifact import ArtifactWriter
-from fcn_deploy.errors import ManifestError, ParityError
+from fcn_deploy.choice import graph_precision
+from fcn_deploy.errors import BudgetError, ManifestError, ParityError
 from fcn_deploy.manifest import ClassInfo, Manifest, Variant
 from fcn_deploy.profile import ShapeRange
-from fcn_deploy.tensors import Precision
 from fcn_export.class_names import default_classes, read_classes
 from fcn_export.eval_set import EvalItem, EvalSet
 from fcn_export.frames import natural_frame
 from fcn_export.graph_spec import GraphSpec
 from fcn_export.libraries import library_versions, require_libraries
 from fcn_export.measure import Measured, measure, runners
-from fcn_export.report import ExportReport, OnStep, Steps
+from fcn_export.report import ExportReport, GraphFile, OnStep, Steps
 from fcn_export.request import ExportRequest
-from fcn_export.staging import GRAPH_NAME, Staged, stage_module
+from fcn_export.staging import Staged, stage_module
+from fcn_export.variants import GraphVariant, Making, make_variants
 from fcn_export.verify import ParityRow, unseen_shapes, verify
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def export_model(
         NonFiniteWeightsError: a weight is NaN or infinite.
         UnsupportedModelError: no exporter takes the model, or it is bound to one size.
         ParityError: the graph does not compute what the model computes.
+        BudgetError: a variant loses more mean IoU than allowed.
         ManifestError: the class names do not fit the network.
         BackendUnavailableError: a library is missing.
     """
@@ -80,8 +82,13 @@ def export_model(
         staged = _stage(model, writer.folder, request, steps, stack)
         classes = _fit_classes(named, staged.spec)
         parity = _verify(staged, request, steps)
-        own, measured = _measure(staged, labelled, steps)
-        report = _report(writer.path, staged, classes, parity, own, measured, labelled, request)
+        making = Making(staged, request, _reader(staged, labelled), labelled is not None, steps)
+        variants = make_variants(making)
+        own, measured = _measure(making, variants)
+        report = _report(
+            writer.path, staged, classes, parity, variants, own, measured, labelled, request
+        )
+        _check_budget(report, request)
         with steps.step("write"):
             report = replace(report, timings_seconds=dict(steps.seconds))
             writer.add(REPORT_NAME, report.to_bytes())
@@ -142,30 +149,32 @@ def _verify(staged: Staged, request: ExportRequest, steps: Steps) -> tuple[Parit
     return rows
 
 
-def _measure(
-    staged: Staged, labelled: EvalSet | None, steps: Steps
-) -> tuple[Measured, tuple[Measured, ...]]:
+def _reader(staged: Staged, labelled: EvalSet | None) -> Callable[[], Iterator[EvalItem]]:
     spec = staged.spec
     if labelled is None:
-        items = _synthetic_items(staged.shapes)
-        count = _SYNTHETIC_FRAMES
-    else:
-        items = labelled.items(color=spec.input_color, num_labels=spec.num_labels)
-        count = len(labelled)
-    candidates = runners()
+        return lambda: _synthetic_items(staged.shapes)
+    return lambda: labelled.items(color=spec.input_color, num_labels=spec.num_labels)
+
+
+def _measure(
+    making: Making, variants: tuple[GraphVariant, ...]
+) -> tuple[Measured, tuple[Measured, ...]]:
+    staged, steps = making.staged, making.steps
+    graphs = {variant.precision: variant.file for variant in variants}
+    candidates = runners(graphs)
     with steps.step("measure"):
         own, measured = measure(
-            staged.file,
+            graphs,
             staged.reference,
-            spec,
+            staged.spec,
             staged.shapes,
-            items,
+            making.items(),
             candidates=candidates,
-            has_labels=labelled is not None,
+            has_labels=making.has_labels,
             on_progress=steps.tell,
         )
         names = ", ".join(str(candidate) for candidate in candidates)
-        steps.tell(f"{names} on {count} {'images' if labelled else 'synthetic frames'}")
+        steps.tell(f"{names} on {'labelled images' if making.has_labels else 'synthetic frames'}")
     return own, measured
 
 
@@ -184,6 +193,7 @@ def _report(
     staged: Staged,
     classes: tuple[ClassInfo, ...],
     parity: tuple[ParityRow, ...],
+    variants: tuple[GraphVariant, ...],
     own: Measured,
     measured: tuple[Measured, ...],
     labelled: EvalSet | None,
@@ -194,6 +204,7 @@ def _report(
         notes.append("No engine was built: this version builds none, and CPU backends need none.")
     if staged.file.weights is not None:
         notes.append(f"The weights are in '{staged.file.weights.name}', beside the graph.")
+    notes += [note for variant in variants for note in variant.notes]
     notes += [f"{entry.runner} failed: {entry.failure}" for entry in measured if entry.failure]
     if labelled is None:
         images = f"{_SYNTHETIC_FRAMES} synthetic frames"
@@ -209,7 +220,7 @@ def _report(
         exporter=staged.exporter,
         opset=staged.opset,
         notes=tuple(notes),
-        size_bytes=staged.file.size_bytes,
+        files=tuple(GraphFile.of(variant) for variant in variants),
         reference=staged.reference.name,
         parity=parity,
         model=own,
@@ -218,16 +229,37 @@ def _report(
     )
 
 
+def _check_budget(report: ExportReport, request: ExportRequest) -> None:
+    """Hold every variant's loss of mean IoU against what is allowed.
+
+    Raises:
+        BudgetError: one loses more.
+    """
+    for entry in report.measured:
+        if entry.failure is not None or entry.runner is None:
+            continue
+        fidelity = entry.fidelity(report.model)
+        drop = fidelity.miou_drop
+        # bf16 has no file of its own: the artifact holds nothing that could be left out
+        has_file = graph_precision(fidelity.precision) is fidelity.precision
+        if drop is None or not has_file or drop <= request.max_miou_drop:
+            continue
+        raise BudgetError(
+            f"{entry.runner} loses {drop:.2f} points of mean IoU; {request.max_miou_drop:g} are "
+            "allowed.",
+            hint=f"Leave {fidelity.precision} out of --precision, or allow more with "
+            "--max-miou-drop.",
+        )
+
+
 def _manifest(report: ExportReport, staged: Staged) -> Manifest:
-    worked = [entry for entry in report.measured if entry.failure is None]
-    fidelity = tuple(entry.fidelity(report.model) for entry in worked)
     return Manifest(
         inputs=(staged.spec.input,),
         outputs=staged.spec.outputs,
         shapes=report.shapes,
         preprocess=staged.spec.preprocess,
         classes=report.classes,
-        variants=(Variant(GRAPH_NAME, Precision.FP32, fidelity=fidelity),),
+        variants=tuple(_variant(report, file) for file in report.files),
         source=report.source,
         provenance={
             **library_versions(),
@@ -236,3 +268,15 @@ def _manifest(report: ExportReport, staged: Staged) -> Manifest:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
+
+
+def _variant(report: ExportReport, file: GraphFile) -> Variant:
+    """List a graph with what was measured of it."""
+    fidelity = tuple(
+        entry.fidelity(report.model)
+        for entry in report.measured
+        if entry.failure is None
+        and entry.runner is not None
+        and graph_precision(entry.runner.precision) is file.precision
+    )
+    return Variant(file.name, file.precision, fidelity=fidelity)

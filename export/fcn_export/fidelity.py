@@ -1,4 +1,4 @@
-"""How near two class maps are: confusion, mean IoU, agreement, near ties; the one definition.
+"""How near two class maps are: confusion, mean IoU, agreement, near ties, borders; defined once.
 
 Works on NumPy arrays of class ids, so that the exporter and the benchmark count alike.
 """
@@ -12,8 +12,10 @@ import numpy as np
 from fcn_deploy.tensors import Array
 
 __all__ = [
+    "BORDER_PX",
     "IGNORE_LABEL",
     "Disagreement",
+    "border_mask",
     "confusion_matrix",
     "label_agreement",
     "mean_iou",
@@ -25,6 +27,9 @@ __all__ = [
 IGNORE_LABEL = 255
 """Id of pixels in a reference that count for nothing, as in PASCAL VOC."""
 
+BORDER_PX = 2
+"""Pixels this near to one of another class are at a border: labels drawn by hand are no better."""
+
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
@@ -34,15 +39,22 @@ class Disagreement:
         pixels: how many were compared.
         near_ties: differ, and the reference's two best scores are closer than the score error.
         real: differ, and the reference was sure.
+        at_borders: differ, of either kind, within `BORDER_PX` of a class border of the reference;
+            None where this was not counted.
     """
 
     pixels: int
     near_ties: int
     real: int
+    at_borders: int | None = None
 
     def __add__(self, other: Disagreement) -> Disagreement:
+        known = self.at_borders is not None and other.at_borders is not None
         return Disagreement(
-            self.pixels + other.pixels, self.near_ties + other.near_ties, self.real + other.real
+            self.pixels + other.pixels,
+            self.near_ties + other.near_ties,
+            self.real + other.real,
+            (self.at_borders or 0) + (other.at_borders or 0) if known else None,
         )
 
     @property
@@ -59,6 +71,15 @@ class Disagreement:
     def real_share(self) -> float:
         """Share of pixels that really differ, 0..1."""
         return self.real / self.pixels if self.pixels else 0.0
+
+    @property
+    def boundary_share(self) -> float | None:
+        """Share, 0..1, of the pixels that differ which are at a class border of the reference.
+
+        None where no pixel differs, or borders were not counted.
+        """
+        differ = self.near_ties + self.real
+        return None if self.at_borders is None or not differ else self.at_borders / differ
 
 
 def confusion_matrix(
@@ -163,8 +184,32 @@ def top_two_margin(scores_nchw: Array) -> Array:
     return (best - second).astype(np.float32)
 
 
+def border_mask(labels: Array, *, distance_px: int = BORDER_PX) -> Array:
+    """Mark the pixels with a pixel of another class near them.
+
+    Args:
+        labels: class ids [H, W], 0..65535.
+        distance_px: rows and columns that count as near; diagonals are as near as their larger
+            part.
+
+    Returns:
+        bool [H, W]. Beyond the image there is no class, hence no border.
+    """
+    import cv2
+
+    ids = labels.astype(np.uint16)
+    window = np.ones((2 * distance_px + 1, 2 * distance_px + 1), np.uint8)
+    mask: Array = cv2.dilate(ids, window) != cv2.erode(ids, window)
+    return mask
+
+
 def split_disagreement(
-    labels: Array, reference: Array, margin: Array, *, score_error: float
+    labels: Array,
+    reference: Array,
+    margin: Array,
+    *,
+    score_error: float,
+    at_border: Array | None = None,
 ) -> Disagreement:
     """Split the pixels that differ into near ties and real disagreements.
 
@@ -172,6 +217,7 @@ def split_disagreement(
         labels, reference: class ids, [N, H, W] or [H, W].
         margin: how far the reference's best class is ahead, of the same shape.
         score_error: largest absolute difference measured between the scores of both.
+        at_border: of the same shape, as `border_mask` gives it; None leaves borders uncounted.
 
     Raises:
         ValueError: shapes differ.
@@ -183,4 +229,5 @@ def split_disagreement(
         )
     differs = labels != reference
     near = int(np.count_nonzero(differs & (margin < score_error)))
-    return Disagreement(labels.size, near, int(np.count_nonzero(differs)) - near)
+    borders = None if at_border is None else int(np.count_nonzero(differs & at_border))
+    return Disagreement(labels.size, near, int(np.count_nonzero(differs)) - near, borders)

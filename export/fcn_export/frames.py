@@ -1,12 +1,19 @@
-"""Seeded frames that look somewhat like photographs, for checks that have no images."""
+"""Frames for checks: seeded ones that look somewhat like photographs; any as a graph takes it."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from fcn_deploy.preprocess import pad_frame
+from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Array
 
-__all__ = ["natural_batch", "natural_frame"]
+if TYPE_CHECKING:
+    from fcn_export.graph_spec import GraphSpec
+
+__all__ = ["as_batch", "natural_batch", "natural_frame"]
 
 
 def natural_frame(height: int, width: int, seed: int) -> Array:
@@ -40,6 +47,20 @@ def natural_frame(height: int, width: int, seed: int) -> Array:
 def natural_batch(batch: int, height: int, width: int, seed: int) -> Array:
     """Stack `batch` different natural frames: uint8 [batch, height, width, 3]."""
     return np.stack([natural_frame(height, width, seed + index) for index in range(batch)])
+
+
+def as_batch(frame: Array, spec: GraphSpec, shapes: ShapeRange) -> Array:
+    """Give a frame as a graph takes it: padded as the runtime does, as often as its batch wants.
+
+    Args:
+        frame: uint8 [H, W, 3].
+
+    Returns:
+        uint8 [N, H', W', 3] with H' and W' at least the frame's and the range's smallest.
+    """
+    height, width = frame.shape[:2]
+    size = shapes.padded_size(max(height, shapes.min[1]), max(width, shapes.min[2]))
+    return np.repeat(pad_frame(frame, size)[None], spec.fixed[0] or 1, axis=0)
 
 
 def _blobs(rng: np.random.Generator, height: int, width: int, cells: int) -> Array:

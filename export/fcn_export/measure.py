@@ -1,28 +1,30 @@
-"""How near each backend and precision comes to the model: agreement, near ties, mean IoU."""
+"""How near each variant comes to the model on each backend: agreement, borders, mean IoU."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fcn_deploy.backends import backend_names, get_backend
 from fcn_deploy.backends.base import ExecutionContext
-from fcn_deploy.errors import ArtifactError, ExecutionError
-from fcn_deploy.manifest import Fidelity
-from fcn_deploy.preprocess import pad_frame
+from fcn_deploy.choice import graph_precision
+from fcn_deploy.errors import ArtifactError, ExecutionError, NonFiniteOutputError
+from fcn_deploy.manifest import Fidelity, WorstImage
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Array, Precision
 from fcn_export.eval_set import EvalItem
 from fcn_export.fidelity import (
     Disagreement,
+    border_mask,
     confusion_matrix,
     mean_iou,
     split_disagreement,
     top_two_margin,
 )
+from fcn_export.frames import as_batch
 from fcn_export.graph_spec import INPUT_NAME, SCORES, GraphSpec
 from fcn_export.onnx_file import OnnxFile
 from fcn_export.reference import Reference, labels_of
@@ -37,7 +39,7 @@ _MAX_HELD_BYTES = 256_000_000
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """A backend and a precision that run the graph here."""
+    """A backend and a precision that run one of the graphs here."""
 
     backend: str
     precision: Precision
@@ -54,13 +56,17 @@ class Measured:
         runner: None for the model itself.
         max_score_error: largest absolute difference from the model's scores.
         confusion: int64 [C, C] against ground truth; None where there is none.
+        model_confusion: int64 [C, C] against the model's labels; None for the model itself.
+        worst: the image with the fewest labels in agreement; None for the model itself.
         failure: why the runner could not be measured; None where it was.
     """
 
     runner: Runner | None
     max_score_error: float = 0.0
-    disagreement: Disagreement = field(default_factory=lambda: Disagreement(0, 0, 0))
+    disagreement: Disagreement = field(default_factory=lambda: Disagreement(0, 0, 0, 0))
     confusion: Array | None = None
+    model_confusion: Array | None = None
+    worst: WorstImage | None = None
     failure: str | None = None
 
     @property
@@ -70,10 +76,25 @@ class Measured:
             return None
         return mean_iou(self.confusion)[0]
 
-    def count(self, prediction: Array, truth: Array, num_labels: int) -> None:
+    @property
+    def miou_vs_baseline(self) -> float | None:
+        """Mean IoU with the model's own labels as the reference, 0..1."""
+        if self.model_confusion is None or not self.model_confusion.any():
+            return None
+        return mean_iou(self.model_confusion)[0]
+
+    def count_truth(self, prediction: Array, truth: Array, num_labels: int) -> None:
         """Add one image with ground truth; both [H, W]."""
         counts = confusion_matrix(prediction, truth, num_labels)
         self.confusion = counts if self.confusion is None else self.confusion + counts
+
+    def count_model(self, name: str, found: Disagreement, confusion: Array) -> None:
+        """Add one image held against the model's labels."""
+        self.disagreement += found
+        known = self.model_confusion
+        self.model_confusion = confusion if known is None else known + confusion
+        if self.worst is None or found.label_agreement < self.worst.label_agreement:
+            self.worst = WorstImage(name, found.label_agreement)
 
     def fidelity(self, model: Measured) -> Fidelity:
         """Give the figures for the manifest, held against the model's own."""
@@ -89,17 +110,29 @@ class Measured:
             near_tie_share=self.disagreement.near_tie_share,
             miou=self.miou,
             miou_drop=drop,
+            miou_vs_baseline=self.miou_vs_baseline,
+            boundary_share=self.disagreement.boundary_share,
+            worst_image=self.worst,
         )
 
 
-def runners() -> tuple[Runner, ...]:
-    """Find what runs the fp32 graph on this machine: fp32 and, where the CPU has it, bf16."""
+def runners(graphs: Iterable[Precision] = (Precision.FP32,)) -> tuple[Runner, ...]:
+    """Find what runs the graphs on this machine.
+
+    Args:
+        graphs: precisions that there is a file of; fp32's is run in bf16 too, where the CPU has it.
+
+    Returns:
+        Every backend and precision, in the order of precisions.
+    """
+    held = set(graphs)
+    able = {name: get_backend(name) for name in backend_names() if get_backend(name).available()}
     return tuple(
         Runner(name, precision)
-        for name in backend_names()
-        if get_backend(name).available()
-        for precision in get_backend(name).precisions()
-        if precision in (Precision.FP32, Precision.BF16)
+        for precision in Precision
+        if graph_precision(precision) in held
+        for name, backend in able.items()
+        if precision in backend.precisions()
     )
 
 
@@ -107,15 +140,17 @@ def runners() -> tuple[Runner, ...]:
 class _Answer:
     """The model's answer for one image, cropped to it; and the images as a graph takes them."""
 
+    name: str
     images: Array
     scores: Array
     labels: Array
     margin: Array
+    at_border: Array
     truth: Array
 
 
 def measure(
-    model: OnnxFile,
+    graphs: Mapping[Precision, OnnxFile],
     reference: Reference,
     spec: GraphSpec,
     shapes: ShapeRange,
@@ -131,6 +166,7 @@ def measure(
     model and the candidates are not in memory together, so that a large network fits.
 
     Args:
+        graphs: a file for each precision that candidates need one of, see `graph_precision`.
         items: images; `labels` is ground truth where `has_labels`.
         on_progress: told which image or candidate comes next.
 
@@ -145,13 +181,14 @@ def measure(
     for answers in _answers(reference, spec, shapes, items, on_progress):
         if has_labels:
             for answer in answers:
-                own.count(answer.labels[0], answer.truth, spec.num_labels)
+                own.count_truth(answer.labels[0], answer.truth, spec.num_labels)
         for measured, candidate in zip(counted, candidates, strict=True):
             if measured.failure is not None:
                 continue
             on_progress(str(candidate))
+            file = graphs[graph_precision(candidate.precision)]
             try:
-                with model.opened(
+                with file.opened(
                     candidate.backend, precision=candidate.precision, inner=inner
                 ) as context:
                     for answer in answers:
@@ -175,11 +212,12 @@ def _answers(
     for number, item in enumerate(items, 1):
         on_progress(f"image {number}")
         height, width = item.frame.shape[:2]
-        size = shapes.padded_size(max(height, shapes.min[1]), max(width, shapes.min[2]))
-        # a graph of fixed batch gets the image as often as it wants; the first answer counts
-        images = np.repeat(pad_frame(item.frame, size)[None], spec.fixed[0] or 1, axis=0)
+        images = as_batch(item.frame, spec, shapes)
         scores = np.ascontiguousarray(reference.scores(images)[:1, :, :height, :width])
-        held.append(_Answer(images, scores, labels_of(scores), top_two_margin(scores), item.labels))
+        labels = labels_of(scores)
+        at_border = border_mask(labels[0])[None]
+        margin = top_two_margin(scores)
+        held.append(_Answer(item.name, images, scores, labels, margin, at_border, item.labels))
         if sum(answer.scores.nbytes for answer in held) > _MAX_HELD_BYTES:
             yield held
             held = []
@@ -207,9 +245,20 @@ def _count(
         labels = found["labels"][:1, :height, :width]
     else:
         labels = labels_of(np.ascontiguousarray(scores))
+    if not np.isfinite(error):
+        raise NonFiniteOutputError(f"the scores of '{answer.name}' hold NaN or infinity.")
     measured.max_score_error = max(measured.max_score_error, error)
-    measured.disagreement += split_disagreement(
-        labels, answer.labels, answer.margin, score_error=error
+    found_labels = labels.astype(answer.labels.dtype)
+    measured.count_model(
+        answer.name,
+        split_disagreement(
+            found_labels,
+            answer.labels,
+            answer.margin,
+            score_error=error,
+            at_border=answer.at_border,
+        ),
+        confusion_matrix(found_labels, answer.labels, spec.num_labels, ignore_label=None),
     )
     if has_labels:
-        measured.count(labels[0], answer.truth, spec.num_labels)
+        measured.count_truth(labels[0], answer.truth, spec.num_labels)

@@ -44,6 +44,14 @@ class OnnxFile:
         """Bytes on disk, with the weights."""
         return len(self.data) + (self.weights.stat().st_size if self.weights else 0)
 
+    def load(self) -> onnx.ModelProto:
+        """Parse the model, with its weights; the caller owns it."""
+        import onnx
+
+        if self.weights is not None:
+            return onnx.load_model(self.path)
+        return onnx.load_model_from_string(self.data)
+
     @contextmanager
     def opened(
         self,
@@ -112,7 +120,7 @@ def write_onnx(
         onnx.checker.check_model(data if weights is None else str(path))
     except (onnx.checker.ValidationError, ValueError) as error:
         raise UnsupportedModelError(
-            f"torch's exporter made an invalid ONNX model: {str(error).splitlines()[0]}",
+            f"'{path.name}' is no valid ONNX model: {str(error).splitlines()[0]}",
             hint="Another --opset may help.",
         ) from error
     return OnnxFile(path, data, weights)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from fcn_deploy.choice import MIN_LABEL_AGREEMENT
 from fcn_deploy.manifest import Fidelity
 from fcn_export.report import ExportReport, OnStep, StepEvent
 from fcn_export.verify import MAX_REAL_SHARE
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["show_report", "step_printer"]
 
-_AUTO_AGREEMENT = 0.999  # what precision="auto" asks of bf16
+_FILE_WIDTH = 150  # where there is no terminal to ask
 
 
 @contextmanager
@@ -54,6 +55,8 @@ def show_report(report: ExportReport) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_FILE_WIDTH)
     console.print(_table(report))
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
@@ -74,21 +77,36 @@ def _table(report: ExportReport) -> Table:
 
     table = Table(title=f"{report.source.file}, {report.num_classes} classes, on {report.images}")
     table.add_column("variant", no_wrap=True)
-    for heading in ("size", "max error", "label agreement", "mIoU"):
+    for heading in (
+        "size",
+        "max error",
+        "label agreement",
+        "near ties",
+        "differ at borders",
+        "worst image",
+        "mIoU",
+    ):
         table.add_column(heading, justify="right")
     table.add_column("status")
-    table.add_row(report.reference, "", "", "", _percent(report.model.miou), "reference")
-    size = f"{report.size_bytes / 1e6:.1f} MB"
+    own = _percent(report.model.miou)
+    table.add_row(report.reference, "", "", "", "", "", "", own, "reference")
     for entry in report.measured:
+        if entry.runner is None:
+            continue
+        size = f"{report.file_of(entry.runner.precision).size_bytes / 1e6:.1f} MB"
         if entry.failure is not None:
-            table.add_row(str(entry.runner), size, "", "", "", "failed")
+            table.add_row(str(entry.runner), size, *[""] * 6, "failed")
             continue
         fidelity = entry.fidelity(report.model)
+        worst = fidelity.worst_image
         table.add_row(
             str(entry.runner),
             size,
             f"{entry.max_score_error:.2e}",
             f"{fidelity.label_agreement:.4%}",
+            f"{fidelity.near_tie_share:.4%}",
+            "-" if fidelity.boundary_share is None else f"{fidelity.boundary_share:.0%}",
+            "-" if worst is None else f"{worst.label_agreement:.3%} {worst.name}",
             _miou(fidelity),
             _status(entry, fidelity),
         )
@@ -109,4 +127,5 @@ def _status(entry: Measured, fidelity: Fidelity) -> str:
     """Say whether labels are kept as well as each precision promises."""
     if fidelity.precision == "fp32":
         return "ok" if entry.disagreement.real_share <= MAX_REAL_SHARE else "differs"
-    return "ok" if fidelity.label_agreement >= _AUTO_AGREEMENT else "below 99.9%"
+    enough = fidelity.label_agreement >= MIN_LABEL_AGREEMENT
+    return "ok" if enough else f"below {MIN_LABEL_AGREEMENT:.1%}"

@@ -6,20 +6,22 @@ import json
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fcn_deploy.choice import graph_precision
 from fcn_deploy.manifest import ClassInfo, Source
 from fcn_deploy.profile import ShapeRange
-from fcn_deploy.tensors import Array
+from fcn_deploy.tensors import Array, Precision
 from fcn_export.fidelity import mean_iou, pixel_accuracy
 from fcn_export.measure import Measured
+from fcn_export.variants import GraphVariant
 from fcn_export.verify import ParityRow
 
-__all__ = ["ExportReport", "OnStep", "StepEvent", "Steps"]
+__all__ = ["ExportReport", "GraphFile", "OnStep", "StepEvent", "Steps"]
 
 SCHEMA_VERSION = 1
 
@@ -70,6 +72,27 @@ class Steps:
         self._on_step(StepEvent(self._step, "running", detail, passed))
 
 
+@dataclass(frozen=True, slots=True)
+class GraphFile:
+    """One graph of the artifact.
+
+    Attributes:
+        size_bytes: with its weights, where they are in a file of their own.
+        figures: what its making counted.
+    """
+
+    precision: Precision
+    name: str
+    size_bytes: int
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, variant: GraphVariant) -> GraphFile:
+        """Describe a graph while its files are in the staging folder."""
+        file = variant.file
+        return cls(variant.precision, file.path.name, file.size_bytes, variant.figures)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
     """What was made, and how near it is to the model.
@@ -78,7 +101,7 @@ class ExportReport:
         path: of the artifact.
         exporter: of torch, that took the model; ``"onnx"`` where the model was an ONNX file.
         notes: what a user should know, one sentence each.
-        size_bytes: of the graph, with its weights.
+        files: one entry a graph; the verified fp32 graph is the first.
         parity: one row for each shape that was verified.
         model: what the model itself reached; holds a confusion only with `--eval`.
         measured: one entry for each backend and precision.
@@ -96,7 +119,7 @@ class ExportReport:
     exporter: str
     opset: int
     notes: tuple[str, ...]
-    size_bytes: int
+    files: tuple[GraphFile, ...]
     reference: str
     parity: tuple[ParityRow, ...]
     model: Measured
@@ -104,6 +127,11 @@ class ExportReport:
     images: str
     timings_seconds: dict[str, float] = field(default_factory=dict)
     peak_rss_bytes: int = field(default_factory=lambda: _peak_rss_bytes())
+
+    def file_of(self, precision: Precision) -> GraphFile:
+        """Give the graph that is run for a precision."""
+        wanted = graph_precision(precision)
+        return next(file for file in self.files if file.precision is wanted)
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values for a JSON document; figures that do not exist are None."""
@@ -117,7 +145,11 @@ class ExportReport:
             "exporter": self.exporter,
             "opset": self.opset,
             "notes": list(self.notes),
-            "size_bytes": self.size_bytes,
+            "size_bytes": self.files[0].size_bytes,
+            "files": [
+                {**asdict(file), "precision": str(file.precision), "figures": dict(file.figures)}
+                for file in self.files
+            ],
             "parity": {"reference": self.reference, "rows": [_row(row) for row in self.parity]},
             "model": {"name": self.reference, **self._figures(self.model)},
             "variants": [self._variant(entry) for entry in self.measured],
@@ -133,19 +165,27 @@ class ExportReport:
         ).encode()
 
     def _variant(self, entry: Measured) -> dict[str, Any]:
-        if entry.failure is not None and entry.runner is not None:
-            runner = entry.runner
-            return {
-                "backend": runner.backend,
-                "precision": str(runner.precision),
-                "failure": entry.failure,
-            }
+        if entry.runner is None:
+            raise ValueError("the model itself is no variant")
+        runner = entry.runner
+        file = self.file_of(runner.precision)
+        what = {
+            "backend": runner.backend,
+            "precision": str(runner.precision),
+            "file": file.name,
+            "size_bytes": file.size_bytes,
+        }
+        if entry.failure is not None:
+            return {**what, "failure": entry.failure}
         fidelity = entry.fidelity(self.model)
+        worst = fidelity.worst_image
         return {
-            "backend": fidelity.backend,
-            "precision": str(fidelity.precision),
+            **what,
             "label_agreement": fidelity.label_agreement,
             "near_tie_share": fidelity.near_tie_share,
+            "boundary_share": fidelity.boundary_share,
+            "miou_vs_baseline": _number(fidelity.miou_vs_baseline),
+            "worst_image": None if worst is None else asdict(worst),
             "max_score_error": entry.max_score_error,
             "miou_drop": _number(fidelity.miou_drop),
             **self._figures(entry),

@@ -12,11 +12,11 @@ from fcn_deploy.manifest import Preprocess
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import NETWORK_COLORS, ColorOrder, NetworkColor, Precision
 from fcn_export.graph_spec import HEADS, Head, default_preprocess
+from fcn_export.variants import made_precisions
 
-__all__ = ["BUILT_PRECISIONS", "MIN_OPSET", "ExportRequest"]
+__all__ = ["MIN_OPSET", "ExportRequest"]
 
-BUILT_PRECISIONS = (Precision.FP32, Precision.BF16)
-"""bf16 adds no file: backends compute in it from the fp32 graph."""
+_USUAL_PRECISIONS = (Precision.FP32, Precision.FP16)
 
 MIN_OPSET = 18  # the oldest that torch's dynamo exporter writes
 
@@ -24,6 +24,12 @@ MIN_OPSET = 18  # the oldest that torch's dynamo exporter writes
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:
     """All options of an export; `export_model` says what each means.
+
+    Attributes:
+        precisions: names; None means fp32 and fp16, and int8 where `calibrate` is given. The fp32
+            graph is always in the artifact: it is the one that is verified.
+        calibrate: images folder, image list or video, for INT8 ranges.
+        max_miou_drop: with `eval_folders`, the most that a variant may lose, in points.
 
     Raises:
         ValueError: a value is none of its choices, or sizes contradict each other.
@@ -34,8 +40,10 @@ class ExportRequest:
     arch: str | None = None
     arch_args: Mapping[str, Any] = field(default_factory=dict)
     output_key: str | None = None
-    precisions: Sequence[str] = ("fp32",)
+    precisions: Sequence[str] | None = None
+    calibrate: Path | None = None
     eval_folders: tuple[Path, Path] | None = None
+    max_miou_drop: float = 1.0
     size: tuple[int, int] = (512, 512)
     min_size: tuple[int, int] | None = None
     max_size: tuple[int, int] | None = None
@@ -63,6 +71,8 @@ class ExportRequest:
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
         if self.opset < MIN_OPSET:
             raise ValueError(f"opset is {self.opset}; {MIN_OPSET} or later can be written")
+        if not self.max_miou_drop >= 0:
+            raise ValueError(f"max_miou_drop is {self.max_miou_drop}; expected 0 points or more")
         self._check_precisions()
         if self.engine not in ("auto", "none"):
             raise BackendUnavailableError(
@@ -72,17 +82,30 @@ class ExportRequest:
         self.shapes()
         self.preprocess()
 
+    def wanted_precisions(self) -> tuple[Precision, ...]:
+        """Give what was asked for, each once, in the order of `Precision`."""
+        wanted: Sequence[str]
+        if self.precisions is not None:
+            wanted = self.precisions
+        elif self.calibrate is not None:
+            wanted = (*_USUAL_PRECISIONS, Precision.INT8)
+        else:
+            wanted = _USUAL_PRECISIONS
+        return tuple(precision for precision in Precision if precision in wanted)
+
     def _check_precisions(self) -> None:
-        if not self.precisions:
+        if self.precisions is not None and not self.precisions:
             raise ValueError("precisions is empty; expected fp32 at least")
-        for name in self.precisions:
+        for name in self.precisions or ():
             if name not in list(Precision):
                 raise ValueError(f"precision is {name!r}; expected one of {', '.join(Precision)}")
-            if name not in BUILT_PRECISIONS:
+        made = made_precisions()
+        for precision in self.wanted_precisions():
+            if precision not in made:
                 raise UnsupportedModelError(
-                    f"precision {name} is not in this version; it makes "
-                    f"{' and '.join(BUILT_PRECISIONS)}.",
-                    hint="Use --precision fp32: bf16 is then measured too, where the CPU has it.",
+                    f"precision {precision} is not in this version; it makes {', '.join(made)}.",
+                    hint=f"Leave {precision} out of --precision"
+                    + (", and --calibrate." if self.calibrate is not None else "."),
                 )
 
     def preprocess(self) -> Preprocess:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.manifest import Source
 from fcn_deploy.profile import ShapeRange
+from fcn_deploy.tensors import Precision
 from fcn_export.graph_spec import GraphSpec
 from fcn_export.onnx_file import OnnxFile, write_onnx
 from fcn_export.reference import Reference, TorchReference
 from fcn_export.report import Steps
 from fcn_export.request import ExportRequest
+from fcn_export.variants import variant_name
 
 if TYPE_CHECKING:
     import onnx
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GRAPH_NAME", "Staged", "stage_module"]
 
-GRAPH_NAME = "model.onnx"
+GRAPH_NAME = variant_name(Precision.FP32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +181,7 @@ def _bound_to_size(
 def _find_baked(
     module: nn.Module, spec: GraphSpec, size: tuple[int, int], file: OnnxFile, exporter: str
 ) -> str | None:
-    import onnx
-
-    first = onnx.load_model_from_string(file.data)
-    return _compare_traces(module, spec, size, first, exporter)
+    return _compare_traces(module, spec, size, file.load(), exporter)
 
 
 def _compare_traces(

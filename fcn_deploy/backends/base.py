@@ -107,10 +107,18 @@ class Backend(Protocol):
         ...
 
     def precisions(self) -> tuple[Precision, ...]:
-        """Give the precisions that this machine can run an artifact in, natively.
+        """Give the precisions that this machine can run an artifact in; see `arithmetic`.
 
         Raises:
             BackendUnavailableError: the library is not installed.
+        """
+        ...
+
+    def arithmetic(self, precision: Precision) -> str:
+        """Say in a phrase what it computes with, where the file is of this precision.
+
+        Two libraries may run one fp16 or int8 graph differently, and on a CPU without such
+        instructions both fall back on fp32 inside: that is never hidden.
         """
         ...
 
@@ -126,7 +134,8 @@ class Backend(Protocol):
         """Load a network.
 
         Args:
-            precision: arithmetic to compute in; never silently replaced by another.
+            precision: fp32 and bf16: arithmetic to compute an fp32 graph in, never silently
+                replaced by another. fp16 and int8: what the graph was made in; see `arithmetic`.
             num_threads: CPU threads in all; None means the cores this process may use.
             num_streams: how many runs may go on at once, sharing the threads.
 

@@ -18,6 +18,13 @@ __all__ = ["OnnxRuntimeBackend"]
 _PROVIDER = "CPUExecutionProvider"
 _FATAL = 4  # errors come as exceptions; on stderr they would spoil a command's output
 
+# ONNX Runtime has few fp16 kernels for CPUs: it puts Casts around the other nodes
+_ARITHMETIC = {
+    Precision.FP32: "fp32",
+    Precision.FP16: "fp16 values, fp32 arithmetic inside most nodes",
+    Precision.INT8: "int8 layers, fp32 between them",
+}
+
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -33,7 +40,7 @@ _DTYPES = {
 
 
 class OnnxRuntimeBackend:
-    """Runs ONNX files on the CPU, in fp32."""
+    """Runs ONNX files on the CPU, each in the types that are in its graph."""
 
     name = "onnxruntime"
     suffixes = (".onnx",)
@@ -46,7 +53,10 @@ class OnnxRuntimeBackend:
 
     def precisions(self) -> tuple[Precision, ...]:
         _library()
-        return (Precision.FP32,)
+        return (Precision.FP32, Precision.FP16, Precision.INT8)
+
+    def arithmetic(self, precision: Precision) -> str:
+        return _ARITHMETIC[precision]
 
     def open(
         self,
@@ -60,7 +70,8 @@ class OnnxRuntimeBackend:
         library = _library()
         if precision not in self.precisions():
             raise BackendUnavailableError(
-                f"onnxruntime cannot compute in {precision} on this CPU; it can in fp32.",
+                f"onnxruntime cannot compute in {precision} on this CPU; "
+                f"it can in {', '.join(self.precisions())}.",
                 hint="Use --backend openvino, or --precision fp32.",
             )
         options = library.SessionOptions()

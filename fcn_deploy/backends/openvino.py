@@ -20,8 +20,7 @@ from fcn_deploy.tensors import Array, Precision, TensorSpec
 
 __all__ = ["OpenVinoBackend"]
 
-# OpenVINO computes in bf16 by itself where the CPU has it: the hint is always given
-_PRECISION_HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
+_FP16, _BF16 = "FP16", "BF16"  # as OpenVINO names what a CPU computes in
 
 
 class OpenVinoBackend:
@@ -37,8 +36,13 @@ class OpenVinoBackend:
         return str(_library().__version__).split("-")[0]
 
     def precisions(self) -> tuple[Precision, ...]:
-        able = _library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return (Precision.FP32, Precision.BF16) if "BF16" in able else (Precision.FP32,)
+        bf16 = (Precision.BF16,) if _BF16 in _abilities() else ()
+        return (Precision.FP32, *bf16, Precision.FP16, Precision.INT8)
+
+    def arithmetic(self, precision: Precision) -> str:
+        if precision is Precision.FP16 and _hint(precision) == "f32":
+            return "fp16 weights, fp32 arithmetic, as this CPU computes in no fp16"
+        return "int8 layers, fp32 between them" if precision is Precision.INT8 else str(precision)
 
     def open(
         self,
@@ -57,7 +61,7 @@ class OpenVinoBackend:
                 hint="Choose one of these with --precision.",
             )
         config = {
-            "INFERENCE_PRECISION_HINT": _PRECISION_HINTS[precision],
+            "INFERENCE_PRECISION_HINT": _hint(precision),
             "NUM_STREAMS": num_streams,
             "INFERENCE_NUM_THREADS": num_threads or usable_cores(),
         }
@@ -133,6 +137,17 @@ def _library() -> Any:
             "the backend 'openvino' is not installed.", hint="pip install 'fcn-deploy[cpu]'"
         ) from error
     return openvino
+
+
+def _abilities() -> tuple[str, ...]:
+    return tuple(_library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def _hint(precision: Precision) -> str:
+    """Give OpenVINO the arithmetic: left to itself it takes bf16 where the CPU has it."""
+    if precision is Precision.BF16:
+        return "bf16"
+    return "f16" if precision is Precision.FP16 and _FP16 in _abilities() else "f32"
 
 
 def _shared_tensor(array: Array) -> Any:

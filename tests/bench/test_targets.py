@@ -36,7 +36,9 @@ def test_folder_and_file_in_it_are_the_same_network(tiny: TinyModel) -> None:
 
     assert folder.kind == file.kind == "artifact"
     assert folder.sha256 == file.sha256
-    assert folder.precisions == file.precisions == (Precision.FP32, Precision.BF16)
+    assert file.precisions == (Precision.FP32, Precision.BF16)
+    assert folder.precisions == (*file.precisions, Precision.FP16)
+    assert read_target(tiny.artifact / "model.fp16.onnx").precisions == (Precision.FP16,)
 
 
 def test_bare_graph_has_its_own_digest_and_no_manifest(tmp_path: Path) -> None:
@@ -82,7 +84,7 @@ def test_every_backend_and_precision_of_this_machine_is_a_candidate(tiny: TinyMo
     expected = {
         (name, precision)
         for name in ("openvino", "onnxruntime")
-        for precision in (Precision.FP32, Precision.BF16)
+        for precision in (Precision.FP32, Precision.BF16, Precision.FP16)
         if precision in get_backend(name).precisions()
     }
     assert {(c.backend, c.precision) for c in candidates} == expected

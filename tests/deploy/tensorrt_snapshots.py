@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fcn_export.engine.config import COMPUTE_CAPABILITIES
+
 __all__ = ["SNAPSHOTS", "library_of", "member_lookups", "module_names", "problems"]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,8 +66,8 @@ def problems(protocol: type, cls: str, snapshot: Snapshot) -> list[str]:
 def member_lookups(*folders: str) -> Iterator[tuple[str, str, str]]:
     """Find every enum member that code asks an adapter for: (place, enum, member)."""
     for place, call in _calls(folders, "member"):
+        (enum,) = _literals(call.args[0])
         for name in _literals(call.args[1]):
-            (enum,) = _literals(call.args[0])
             yield place, enum, name
 
 
@@ -151,6 +153,8 @@ def _calls(folders: tuple[str, ...], name: str) -> Iterator[tuple[str, ast.Call]
 
 
 def _literals(node: ast.expr) -> tuple[str, ...]:
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "COMPUTE_CAPABILITIES":
+        return tuple(COMPUTE_CAPABILITIES.values())
     if isinstance(node, ast.IfExp):
         return *_literals(node.body), *_literals(node.orelse)
     if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -161,12 +161,25 @@ def test_garbage_is_our_error(backend: Backend) -> None:
         open_graph(backend, b"\x08\x0a garbage")
 
 
-def test_a_precision_that_is_not_here_is_refused(backend: Backend) -> None:
-    missing = sorted(set(Precision) - set(backend.precisions()))
+def test_a_precision_that_is_not_here_is_refused(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as on a CPU without bf16
+    monkeypatch.setattr("fcn_deploy.backends.openvino._abilities", lambda: ("FP32",))
 
-    assert missing
-    with pytest.raises(BackendUnavailableError, match=f"cannot compute in {missing[0]}"):
-        backend.open(ModelSource(Path("model.onnx"), GRAPH), precision=Precision(missing[0]))
+    assert Precision.BF16 not in backend.precisions()
+    with pytest.raises(BackendUnavailableError, match="cannot compute in bf16"):
+        backend.open(ModelSource(Path("model.onnx"), GRAPH), precision=Precision.BF16)
+
+
+def test_what_computes_in_fp32_inside_says_so(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcn_deploy.backends.openvino._abilities", lambda: ("FP32",))
+
+    assert backend.arithmetic(Precision.FP32) == "fp32"
+    assert "fp32 arithmetic" in backend.arithmetic(Precision.FP16)
+    assert "fp32 between" in backend.arithmetic(Precision.INT8)
 
 
 def test_close_twice_is_fine_and_use_after_it_is_refused(backend: Backend) -> None:

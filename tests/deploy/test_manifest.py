@@ -20,6 +20,7 @@ from fcn_deploy.manifest import (
     Source,
     TensorInfo,
     Variant,
+    WorstImage,
     check_file_name,
 )
 from fcn_deploy.profile import ShapeRange
@@ -39,7 +40,18 @@ def example_manifest() -> Manifest:
             Variant(
                 "model.onnx",
                 Precision.FP32,
-                fidelity=(Fidelity("openvino", Precision.BF16, 0.9995, 0.0004, 0.71, 0.02),),
+                fidelity=(
+                    Fidelity("openvino", Precision.BF16, 0.9995, 0.0004, 0.71, 0.02),
+                    Fidelity(
+                        "onnxruntime",
+                        Precision.FP32,
+                        0.9999,
+                        0.0001,
+                        miou_vs_baseline=0.998,
+                        boundary_share=0.9,
+                        worst_image=WorstImage("slice 90", 0.997),
+                    ),
+                ),
             ),
         ),
         source=Source("model.pt", SHA, "net:make", "/data/model.pt", {"width": "8"}, "out"),

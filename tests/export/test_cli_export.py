@@ -75,9 +75,17 @@ def test_a_checkpoint_becomes_an_artifact_with_a_line_a_step_and_a_table(
     assert status == 0
     steps = [line.split("  ")[0] for line in captured.err.splitlines()]
     assert steps == [
-        "load", "check weights", "try sizes", "trace", "verify", "measure", "write",
+        "load", "check weights", "try sizes", "trace", "verify", "fp16", "measure", "write",
     ]  # fmt: skip
-    for heading in ("variant", "size", "max error", "mIoU", "status", "onnxruntime fp32"):
+    for heading in (
+        "variant",
+        "size",
+        "max error",
+        "mIoU",
+        "status",
+        "onnxruntime fp32",
+        "onnxruntime fp16",
+    ):
         assert heading in captured.out
     manifest = Artifact.open(checkpoint.with_suffix(".fcn")).manifest
     assert [(entry.name, entry.color) for entry in manifest.classes][1] == ("c1", (1, 0, 0))
@@ -103,8 +111,9 @@ def test_json_on_stdout_is_json_alone(
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (("--precision", "fp16"), "precision fp16 is not in this version"),
     (("--precision", "fp32,int8"), "precision int8 is not in this version"),
+    (("--calibrate", "images"), "Leave int8 out of --precision, and --calibrate"),
+    (("--max-miou-drop", "-1"), "max_miou_drop is -1.0; expected 0 points or more"),
     (("--engine", "tensorrt"), "engine 'tensorrt' cannot be built by this version"),
     (("--size", "32x32", "--min-size", "64x64"), "height has min 64, opt 32"),
     (("--arch-arg", "classes"), "classes"),

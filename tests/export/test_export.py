@@ -79,7 +79,11 @@ def test_the_artifact_runs_and_gives_pytorchs_labels(exported: ExportReport) -> 
 def test_the_manifest_says_what_was_made_and_measured(exported: ExportReport) -> None:
     manifest = Artifact.open(exported.path).manifest
 
-    assert [entry.name for entry in manifest.files] == ["model.onnx", "report.json"]
+    assert [entry.name for entry in manifest.files] == [
+        "model.fp16.onnx",
+        "model.onnx",
+        "report.json",
+    ]
     assert [(t.name, t.dtype, t.layout, t.color) for t in manifest.inputs] == [
         ("image", "uint8", "NHWC", "bgr")
     ]
@@ -91,10 +95,20 @@ def test_the_manifest_says_what_was_made_and_measured(exported: ExportReport) ->
     assert len(manifest.classes) == 5
     assert manifest.source.arch == "tests.export.tiny_networks.HalfResolution"
     assert manifest.provenance["torch"] == torch.__version__.split("+")[0]
-    (variant,) = manifest.variants
-    measured = {(entry.backend, entry.precision) for entry in variant.fidelity}
-    assert {("openvino", Precision.FP32), ("onnxruntime", Precision.FP32)} <= measured
-    assert all(0.9 < entry.label_agreement <= 1 for entry in variant.fidelity)
+    assert [(v.file, v.precision) for v in manifest.variants] == [
+        ("model.onnx", Precision.FP32),
+        ("model.fp16.onnx", Precision.FP16),
+    ]
+    for variant in manifest.variants:
+        measured = {(entry.backend, entry.precision) for entry in variant.fidelity}
+        assert {("openvino", variant.precision), ("onnxruntime", variant.precision)} <= measured
+        for entry in variant.fidelity:
+            assert 0.99 < entry.label_agreement <= 1
+            assert entry.miou_vs_baseline is not None
+            assert 0.9 < entry.miou_vs_baseline <= 1
+            assert entry.worst_image is not None
+            assert entry.worst_image.name.startswith("synthetic")
+            assert entry.worst_image.label_agreement <= entry.label_agreement
 
 
 def test_the_report_has_figures_and_timings_for_every_step(exported: ExportReport) -> None:
@@ -104,10 +118,15 @@ def test_the_report_has_figures_and_timings_for_every_step(exported: ExportRepor
     assert all(row["real_share"] <= 1e-3 for row in document["parity"]["rows"])
     assert document["exporter"] == "dynamo"
     assert list(document["timings_seconds"]) == sorted(
-        ["load", "check weights", "try sizes", "trace", "verify", "measure"]
+        ["load", "check weights", "try sizes", "trace", "verify", "fp16", "measure"]
     )
     assert document["peak_rss_bytes"] > 1e8
     assert {"openvino", "onnxruntime"} == {entry["backend"] for entry in document["variants"]}
+    files = {(file["precision"], file["name"]): file for file in document["files"]}
+    assert files["fp16", "model.fp16.onnx"]["size_bytes"] < document["size_bytes"]
+    assert files["fp16", "model.fp16.onnx"]["figures"]["fp16_nodes"] == 3
+    rows = {(row["precision"], row["file"]) for row in document["variants"]}
+    assert {("fp32", "model.onnx"), ("fp16", "model.fp16.onnx")} <= rows
 
 
 def test_an_existing_artifact_is_kept_unless_force_is_given(
@@ -143,7 +162,7 @@ def test_force_replaces_only_after_everything_passed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.fcn"]
 
 
-@pytest.mark.parametrize("step", ["load", "trace", "verify", "measure", "write"])
+@pytest.mark.parametrize("step", ["load", "trace", "verify", "fp16", "measure", "write"])
 def test_an_interruption_leaves_nothing_and_gives_the_module_back(
     tmp_path: Path, step: str
 ) -> None:
@@ -312,8 +331,8 @@ def test_a_backend_that_fails_takes_nothing_from_the_others(
 
     report = export_model(seeded(HalfResolution), tmp_path / "m.fcn", request=request())
 
-    (variant,) = Artifact.open(report.path).manifest.variants
-    assert [entry.backend for entry in variant.fidelity] == ["onnxruntime"]
+    for variant in Artifact.open(report.path).manifest.variants:
+        assert [entry.backend for entry in variant.fidelity] == ["onnxruntime"]
     assert any("openvino fp32 failed: openvino refused" in note for note in report.notes)
     assert report.to_json()["variants"][0]["failure"] == "openvino refused 'model.onnx'"
     show_report(report)

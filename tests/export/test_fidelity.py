@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from fcn_deploy.tensors import Array
 from fcn_export.fidelity import (
     Disagreement,
+    border_mask,
     confusion_matrix,
     label_agreement,
     mean_iou,
@@ -147,3 +148,34 @@ def test_exact_scores_leave_no_near_ties() -> None:
 
 def test_no_pixels_agree_wholly() -> None:
     assert Disagreement(0, 0, 0).label_agreement == 1.0
+
+
+@given(hnp.arrays(np.uint16, (6, 9), elements=st.sampled_from([0, 1, 300])))
+def test_a_border_is_where_another_class_is_within_two_pixels(labels: Array) -> None:
+    expected = np.zeros(labels.shape, bool)
+    for y, x in np.ndindex(*labels.shape):
+        near = labels[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
+        expected[y, x] = (near != labels[y, x]).any()
+
+    assert (border_mask(labels) == expected).all()
+
+
+def test_the_boundary_share_is_of_the_pixels_that_differ() -> None:
+    reference = np.zeros((1, 1, 20), np.uint8)
+    reference[..., 10:] = 1
+    labels = reference.copy()
+    labels[0, 0, [0, 8, 12]] = 2  # 2 px from the other class on either side, and far from it
+    margin = np.ones(reference.shape, np.float32)
+
+    found = split_disagreement(
+        labels, reference, margin, score_error=0.1, at_border=border_mask(reference[0])[None]
+    )
+
+    assert found.at_borders == 1  # 8 is two before the first of class 1; 12 is three behind the 0s
+    assert found.boundary_share == pytest.approx(1 / 3)
+
+
+def test_there_is_no_boundary_share_where_nothing_differs_or_nothing_was_counted() -> None:
+    assert Disagreement(10, 0, 0, 0).boundary_share is None
+    assert (Disagreement(10, 1, 1, 2) + Disagreement(10, 0, 1)).boundary_share is None
+    assert (Disagreement(10, 1, 1, 2) + Disagreement(10, 0, 2, 0)).boundary_share == 0.5

@@ -1,0 +1,58 @@
+"""Weights as float16: what does not fit is clamped, what is too small is lost; both are counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["MAX_HALF", "MIN_NORMAL_HALF", "HalfWeights", "half_tensor"]
+
+MAX_HALF = float(np.finfo(np.float16).max)  # 65504
+MIN_NORMAL_HALF = float(np.finfo(np.float16).tiny)  # 6.104e-5; smaller ones lose digits
+
+
+@dataclass(slots=True)
+class HalfWeights:
+    """What was counted over the weights that became float16.
+
+    Attributes:
+        values: how many there were.
+        clamped: finite, and beyond 65504: became it.
+        clamped_tensors: names of the weights that have such values.
+        subnormal: not 0, and below 6.1e-5: kept with fewer digits.
+        flushed: not 0, and became 0.
+    """
+
+    values: int = 0
+    clamped: int = 0
+    clamped_tensors: tuple[str, ...] = ()
+    subnormal: int = 0
+    flushed: int = 0
+
+
+def half_tensor(tensor: onnx.TensorProto, name: str, counts: HalfWeights) -> onnx.TensorProto:
+    """Give a float32 tensor as float16, rounded to the nearest, and add to the counts.
+
+    Args:
+        name: of the new tensor.
+    """
+    from onnx import numpy_helper
+
+    values = numpy_helper.to_array(tensor)
+    size = np.abs(values)
+    beyond = np.isfinite(values) & (size > MAX_HALF)
+    # a mask's infinity stays one
+    half = np.where(beyond, np.copysign(MAX_HALF, values), values).astype(np.float16)
+    lost = (half == 0) & (values != 0)
+    counts.values += values.size
+    counts.clamped += int(beyond.sum())
+    if beyond.any():
+        counts.clamped_tensors = (*counts.clamped_tensors, tensor.name)
+    counts.flushed += int(lost.sum())
+    counts.subnormal += int(((size < MIN_NORMAL_HALF) & (half != 0)).sum())
+    return numpy_helper.from_array(half, name)
