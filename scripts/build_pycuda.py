@@ -81,7 +81,7 @@ def build(root: Path, target: Path) -> None:
             "CUDA_INC_DIR": [str(root / "include")],
             "CUDA_ENABLE_CURAND": False,
             "CUDADRV_LIB_DIR": [work],
-            "CXXFLAGS": ["-O0", "-w"],
+            "CXXFLAGS": ["-O0", "-g0", "-w"],
         }
         lines = [f"{key} = {value!r}\n" for key, value in settings.items()]
         (source / "siteconf.py").write_text("".join(lines))

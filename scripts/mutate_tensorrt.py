@@ -270,6 +270,10 @@ def main() -> int:
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / part, package / part, ignore=ignore)
         shutil.copy(ROOT / "pyproject.toml", package)
+        failure = first_failure(package)
+        if failure is not None:
+            print(f"the tests fail as they are: {failure}")
+            return 1
         for mutation in chosen:
             path = package / RUNTIME / mutation.file
             before = path.read_text()

@@ -15,18 +15,14 @@ import pytest
 
 from fcn_deploy.backends.tensorrt import device_head
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
-from fcn_deploy.backends.tensorrt.device_head import (
-    BLOCK,
-    DeviceHead,
-    HeadArguments,
-    compile_head,
-)
+from fcn_deploy.backends.tensorrt.device_head import DeviceHead, compile_head
 from fcn_deploy.errors import ClosedError, NonFiniteOutputError, ShapeError
 from fcn_deploy.head import upsample_argmax
 from fcn_deploy.tensors import Array
 from tests.deploy.interpolation import interpolate
 from tests.deploy.tensorrt.fake_driver import build_host_kernel
-from tests.deploy.tensorrt.simulated_driver import Access, SimDevice, SimDriver, device_range
+from tests.deploy.tensorrt.simulated_driver import SimDevice, SimDriver, device_range
+from tests.deploy.tensorrt.simulated_head import simulated_head
 
 COMPUTE_CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
 
@@ -43,37 +39,8 @@ class World:
     def __init__(self, host_kernel: Any) -> None:
         self.driver = SimDriver()
         self.device = SimDevice(self.driver)
-        self.host_kernel = host_kernel
-        self.device.kernels["head_labels"] = self.prepare
+        self.device.kernels["head_labels"] = simulated_head(self.driver, host_kernel)
         self.head = DeviceHead(cast(DeviceBackend, self.device), image=b"the host's")
-
-    def prepare(self, argument: bytes, grid: Any, block: Any) -> Any:
-        given = HeadArguments.from_buffer_copy(argument)
-        pixels = given.images * given.out_height * given.out_width
-        sizes = {
-            "scores": 4 * given.images * given.classes * given.height * given.width,
-            **{f"row_{part}": 4 * given.out_height for part in ("cells", "near", "far")},
-            **{f"column_{part}": 4 * given.out_width for part in ("cells", "near", "far")},
-            "labels": pixels * (1 + given.wide),
-            "tainted": 4,
-        }
-        assert block == BLOCK
-        assert grid[0] * block[0] >= given.out_width > (grid[0] - 1) * block[0]
-        assert grid[1] * block[1] >= given.out_height > (grid[1] - 1) * block[1]
-        assert grid[2] == given.images
-
-        def run() -> None:
-            real = HeadArguments.from_buffer_copy(argument)
-            for name, size in sizes.items():
-                place = self.driver.view(getattr(given, name), size)
-                setattr(real, name, place.ctypes.data)
-            self.host_kernel(ctypes.byref(real))
-
-        accesses: list[Access] = [
-            device_range(getattr(given, name), size, writes=name in ("labels", "tainted"))
-            for name, size in sizes.items()
-        ]
-        return run, accesses
 
     def scores(self, content: Array) -> Any:
         """Put scores on the GPU, written in the default stream."""
