@@ -241,8 +241,8 @@ def first_failure(package: Path) -> str | None:
     tests = [str(package / "tests/deploy/tensorrt" / name) for name in TESTS]
     process = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-x", "-q", "--timeout", "30"),
-            *("-p", "no:cacheprovider", *tests),
+            *(sys.executable, "-m", "pytest", "-x", "-q", "--timeout", "200"),
+            *("-p", "no:cacheprovider", "-k", "not torch", *tests),
         ],
         cwd=package,
         env={**os.environ, "PYTHONPATH": str(package)},

@@ -22,6 +22,7 @@ from fcn_deploy.tensors import Array
 
 POISON_DEVICE = 0xCD
 POISON_HOST = 0xA5
+POISON_FREED = 0xEE
 
 Clock = dict[int, int]  # stream -> number of its last operation that is known to be over before
 
@@ -172,6 +173,7 @@ class SimDriver:
             if self.pinned.pop(array.ctypes.data, None) is None:
                 raise SimulationError("free_pinned of memory that is not page-locked")
             self._check_idle(array.ctypes.data, array.nbytes, "free_pinned")
+            array[:] = POISON_FREED  # whoever still looks at it finds nothing of use
 
     def check_pinned(self, array: Array, what: str) -> None:
         start = array.ctypes.data
