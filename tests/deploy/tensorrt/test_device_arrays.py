@@ -181,6 +181,19 @@ def test_our_arrays_can_be_given_back_by_hand(world: World) -> None:
         _ = labels.__cuda_array_interface__
 
 
+def test_arrays_that_were_kept_are_freed_with_the_session(world: World) -> None:
+    (frame,) = frames(1)
+    array = ForeignArray(world.driver, frame, 0).fill()
+    session = world.engine.session()
+    labels = session.infer_device({"image": array})["labels"]
+
+    session.close()
+
+    assert set(world.driver.memory) == {array.address}
+    with pytest.raises(ClosedError, match="DeviceArray"):
+        _ = labels.__cuda_array_interface__
+
+
 def test_an_output_of_another_shape_is_refused(world: World) -> None:
     (frame,) = frames(1)
     array = ForeignArray(world.driver, frame, 0).fill()

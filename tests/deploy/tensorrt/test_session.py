@@ -225,6 +225,35 @@ def test_one_result_may_be_awaited_by_several_threads(world: World) -> None:
         np.testing.assert_array_equal(labels, expected(frame))
 
 
+def test_one_thread_at_a_time_takes_a_result_from_its_slot(
+    lazy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pending = lazy.engine.session().submit({"image": frames(1)[0]})
+    original = lazy.device.synchronize
+    inside: list[int] = []
+    most: list[int] = []
+    second = threading.Event()
+
+    def slow(event: Any) -> None:
+        inside.append(1)
+        most.append(len(inside))
+        if len(inside) == 2:
+            second.set()
+        second.wait(0.3)  # long enough for the other thread to get here, if it can
+        original(event)
+        inside.pop()
+
+    monkeypatch.setattr(lazy.device, "synchronize", slow)
+
+    threads = [threading.Thread(target=pending.result) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert max(most) == 1
+
+
 # ---------------------------------------------------------------------- CUDA graphs
 
 
@@ -387,6 +416,22 @@ def test_a_run_that_tensorrt_refuses_is_an_error_and_the_next_one_works(
     context = None
 
     np.testing.assert_array_equal(session.infer({"image": second})["labels"], expected(second))
+
+
+def test_a_refused_runs_copies_are_over_before_its_buffers_move(
+    lazy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = lazy.engine.session(depth=1)
+    (small,), (large,) = frames(1, 8, 8), frames(1, 30, 30)
+    context: Any = session._usable_context()._context
+
+    with monkeypatch.context() as patch:
+        patch.setattr(context, "execute_async_v3", lambda stream: False)
+        with pytest.raises(ExecutionError, match="it gave no reason"):
+            session.infer({"image": small})
+    context = None
+
+    np.testing.assert_array_equal(session.infer({"image": large})["labels"], expected(large))
 
 
 def test_a_run_that_fails_on_the_gpu_is_its_callers_error_only(lazy: World) -> None:
