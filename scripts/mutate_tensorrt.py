@@ -19,7 +19,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME = Path("fcn_deploy/backends/tensorrt")
-TESTS = ("test_session.py", "test_device_arrays.py", "test_engine.py", "test_backend.py")
+TESTS = (
+    *("test_execution.py", "test_session.py", "test_device_arrays.py", "test_engine.py"),
+    "test_backend.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +264,11 @@ def first_failure(package: Path) -> str | None:
 def main() -> int:
     """Try every removal; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", metavar="TEXT", default="", help="removals with this in them")
-    chosen = [m for m in MUTATIONS if parser.parse_args().only in m.what]
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="removals with this in them (a|b: either)"
+    )
+    wanted = parser.parse_args().only.split("|")
+    chosen = [m for m in MUTATIONS if any(text in m.what for text in wanted)]
     missed = 0
     with tempfile.TemporaryDirectory(prefix="mutate-") as work:
         package = Path(work)

@@ -510,6 +510,22 @@ def test_closing_waits_for_what_is_under_way(world: World) -> None:
         session.infer({"image": images[0]})
 
 
+def test_a_session_that_is_closed_by_another_thread_meanwhile_refuses(
+    lazy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = lazy.engine.session()
+    original = lazy.engine.select_profile
+
+    def close_first(shapes: Any) -> int:
+        session.close()
+        return original(shapes)
+
+    monkeypatch.setattr(lazy.engine, "select_profile", close_first)
+
+    with pytest.raises(ClosedError, match=r"session of 'model\.plan' is closed"):
+        session.infer({"image": frames(1)[0]})
+
+
 def test_closing_the_engine_closes_its_sessions(lazy: World) -> None:
     session = lazy.engine.session()
     other = lazy.engine.session(cuda_graphs=True)
