@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_deploy import __version__
-from fcn_deploy.backends import backend_names, get_backend
+from fcn_deploy.backends import backend_names, get_backend, plan_backend_names
 from fcn_deploy.errors import BackendUnavailableError
 from fcn_deploy.libraries import LibraryStatus, check_libraries
 from fcn_deploy.loading import locate_model
@@ -147,7 +147,7 @@ def diagnose(model: str | os.PathLike[str] | None = None) -> Diagnosis:
         ArtifactError: the model is missing, damaged or malformed. That nothing here can run it is
             no error: the diagnosis says so.
     """
-    backends = tuple(_diagnose_backend(name) for name in backend_names())
+    backends = tuple(_diagnose_backend(name) for name in (*backend_names(), *plan_backend_names()))
     libraries = check_libraries()
     decoders = _decoders()
     return Diagnosis(

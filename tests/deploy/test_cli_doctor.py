@@ -13,6 +13,7 @@ from onnx import parser
 
 from fcn_deploy import __version__, doctor
 from fcn_deploy.artifact import ArtifactWriter
+from fcn_deploy.backends import backend_names, plan_backend_names
 from fcn_deploy.cli.doctor import main
 from fcn_deploy.machine import usable_cores
 from fcn_deploy.manifest import (
@@ -92,8 +93,12 @@ def test_json_holds_machine_backends_and_libraries(capsys: pytest.CaptureFixture
     assert status == 0
     assert (document["schema_version"], document["version"]) == (1, __version__)
     assert document["machine"]["usable_cores"] == usable_cores()
-    assert [backend["name"] for backend in document["backends"]] == ["openvino", "onnxruntime"]
-    assert all("fp32" in backend["precisions"] for backend in document["backends"])
+    assert [backend["name"] for backend in document["backends"]] == [
+        *backend_names(),
+        *plan_backend_names(),
+    ]
+    graphs = document["backends"][: len(backend_names())]
+    assert all("fp32" in backend["precisions"] for backend in graphs)
     assert {"numpy", "torch", "tensorrt"} <= {
         status["library"]["distribution"] for status in document["libraries"]
     }
