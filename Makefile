@@ -7,10 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PYTEST_ARGS ?=
+GPU_CHECK_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo readme test test-fast lint format typecheck wheel constraints clean distclean
+.PHONY: help venv demo readme peers test test-fast gpu-check pycuda mutate lint format typecheck wheel constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,11 +35,23 @@ demo: $(READY)  ## export, measure and run a trained network on real data, under
 readme: $(READY)  ## put what the last make demo measured into README.md
 	$(BIN)/python scripts/write_readme.py
 
+peers: $(READY)  ## measure against other runtimes, about 15 minutes, into benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.peers
+
 test: $(READY)  ## run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: $(READY)  ## run the tests that are not marked slow, the last failures first
 	$(BIN)/python -m pytest -m "not slow" --failed-first --exitfirst $(PYTEST_ARGS)
+
+gpu-check: $(READY)  ## on a machine with an NVIDIA GPU: build, compare and time plans, write a report
+	$(BIN)/python -m fcn_bench.gpu_check $(GPU_CHECK_ARGS)
+
+pycuda: $(READY)  ## build PyCUDA for the tests into the user's cache, where CUDA's headers are
+	$(BIN)/python scripts/build_pycuda.py
+
+mutate: $(READY)  ## remove each wait, copy and lock of the TensorRT runtime in turn; tests must fail
+	$(BIN)/python scripts/mutate_tensorrt.py
 
 lint: $(READY)  ## check style, formatting and the direction of imports
 	$(BIN)/ruff check

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from fcn_deploy.backends import backend_names, get_backend
-from fcn_deploy.backends.base import Backend
+from typing import cast
+
+from fcn_deploy.backends import backend_names, get_backend, plan_backend_names
+from fcn_deploy.backends.base import Backend, PlanBackend
 from fcn_deploy.errors import ArtifactMissingError, BackendUnavailableError
 from fcn_deploy.machine import describe_machine
-from fcn_deploy.manifest import Manifest
+from fcn_deploy.manifest import Manifest, Variant
 from fcn_deploy.tensors import Precision
 from fcn_deploy.tuned import TunedRows
 
 __all__ = [
     "MIN_LABEL_AGREEMENT",
     "choose_backend",
+    "choose_plan",
     "choose_precision",
     "graph_precision",
     "parse_precision",
@@ -70,14 +73,86 @@ def choose_backend(
     best = None if tuned is None else tuned.best(backends=_installed(suffix))
     if best is not None:
         return get_backend(best.backend), f"{best.backend} is the fastest that was measured here"
-    for candidate in backend_names():
+    known = (*backend_names(), *plan_backend_names())
+    able = [each for each in known if suffix in get_backend(each).suffixes]
+    for candidate in able:
         backend = get_backend(candidate)
-        if suffix in backend.suffixes and backend.available():
-            return backend, f"{candidate} is the first of {', '.join(backend_names())} here"
+        if backend.available():
+            return backend, f"{candidate} is the first of {', '.join(able)} here"
+    if able and able[0] in plan_backend_names():
+        get_backend(able[0]).version()  # raises with what is missing
     raise BackendUnavailableError(
         f"no backend that reads '{suffix}' files is installed.",
         hint="pip install 'fcn-deploy[cpu]'",
     )
+
+
+def choose_plan(manifest: Manifest, *, backend: str, precision: str) -> tuple[Variant | None, str]:
+    """Find the plan of an artifact that runs here, if any does and graphs were not asked for.
+
+    Unasked, a plan is taken where its library and a GPU that it was built for are here, in the
+    first of fp16, int8 and fp32 that was asked for, or whose graph keeps at least
+    `MIN_LABEL_AGREEMENT` of PyTorch's labels as measured at export; fp32 needs no measurement.
+
+    Args:
+        backend, precision: names, or ``"auto"``.
+
+    Returns:
+        The plan and why it was taken; or None and why none was, a phrase that may be empty.
+
+    Raises:
+        ArtifactMissingError: a plan's backend was asked for, and the artifact has no such plan.
+        BackendUnavailableError: it was asked for and cannot run here.
+    """
+    if backend != "auto" and backend not in plan_backend_names():
+        return None, ""
+    wanted = None if precision == "auto" else parse_precision(precision)
+    left_out: list[str] = []
+    for name in plan_backend_names() if backend == "auto" else (backend,):
+        library = get_backend(name)
+        held = [variant for variant in manifest.variants if variant.backend == name]
+        fitting = [v for v in _preferred(manifest, held) if wanted in (None, v.precision)]
+        if backend != "auto":
+            library.version()  # raises with what is missing
+            if not fitting:
+                plans = ", ".join(f"{v.file}" for v in held) or "none"
+                raise ArtifactMissingError(
+                    f"the artifact has no {wanted or 'usable'} plan for {name}; "
+                    f"its plans for it: {plans}.",
+                    hint=f"Export the model again with --engine {name}.",
+                )
+            return fitting[0], f"{name} was asked for"
+        if not fitting:
+            continue
+        obstacle = f"{name} is not usable here" if not library.available() else None
+        obstacle = obstacle or cast(PlanBackend, library).obstacle(fitting[0], manifest)
+        if obstacle is None:
+            return fitting[0], f"{name} has a plan for this GPU"
+        left_out.append(f"the plan '{fitting[0].file}' was left out: {obstacle}")
+    return None, "; ".join(left_out)
+
+
+def _preferred(manifest: Manifest, plans: list[Variant]) -> list[Variant]:
+    """Sort plans: those that may be taken unasked first, the fastest first; then the others."""
+    order = (Precision.FP16, Precision.INT8, Precision.BF16, Precision.FP32)
+
+    def key(plan: Variant) -> tuple[bool, int]:
+        return not _is_faithful(manifest, plan), order.index(plan.precision)
+
+    return sorted(plans, key=key)
+
+
+def _is_faithful(manifest: Manifest, plan: Variant) -> bool:
+    if plan.precision is Precision.FP32:
+        return True
+    measured = [
+        fidelity.label_agreement
+        for variant in manifest.variants
+        if variant.precision is plan.precision
+        for fidelity in variant.fidelity
+        if fidelity.precision is plan.precision
+    ]
+    return bool(measured) and min(measured) >= MIN_LABEL_AGREEMENT
 
 
 def choose_precision(

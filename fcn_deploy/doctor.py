@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_deploy import __version__
-from fcn_deploy.backends import backend_names, get_backend
+from fcn_deploy.backends import backend_names, get_backend, plan_backend_names
 from fcn_deploy.errors import BackendUnavailableError
 from fcn_deploy.libraries import LibraryStatus, check_libraries
 from fcn_deploy.loading import locate_model
@@ -69,12 +69,20 @@ class Decoder:
 
 @dataclass(frozen=True, slots=True)
 class VariantStatus:
-    """One file of an artifact: its size in bytes, and how it fared at export, where it can run."""
+    """One file of an artifact: its size in bytes, and how it fared at export, where it can run.
+
+    Attributes:
+        backend, library_version, compute_capabilities: of plans only: what built it, and the GPUs
+            that it is for.
+    """
 
     file: str
     precision: Precision
     size: int | None
     fidelity: tuple[Fidelity, ...]
+    backend: str | None = None
+    library_version: str | None = None
+    compute_capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +147,7 @@ def diagnose(model: str | os.PathLike[str] | None = None) -> Diagnosis:
         ArtifactError: the model is missing, damaged or malformed. That nothing here can run it is
             no error: the diagnosis says so.
     """
-    backends = tuple(_diagnose_backend(name) for name in backend_names())
+    backends = tuple(_diagnose_backend(name) for name in (*backend_names(), *plan_backend_names()))
     libraries = check_libraries()
     decoders = _decoders()
     return Diagnosis(
@@ -191,7 +199,13 @@ def _variants(manifest: Manifest) -> tuple[VariantStatus, ...]:
     sizes = {entry.name: entry.size for entry in manifest.files}
     return tuple(
         VariantStatus(
-            variant.file, variant.precision, sizes.get(variant.file), tuple(variant.fidelity)
+            variant.file,
+            variant.precision,
+            sizes.get(variant.file),
+            tuple(variant.fidelity),
+            variant.backend,
+            variant.library_version,
+            variant.compute_capabilities,
         )
         for variant in manifest.variants
     )

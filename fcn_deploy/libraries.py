@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from fcn_deploy.machine import distribution_version, version_numbers
+from fcn_deploy.machine import distribution_version, nvidia_gpus, version_numbers
 
 __all__ = ["LIBRARIES", "Library", "LibraryState", "LibraryStatus", "check_libraries"]
 
@@ -28,6 +28,8 @@ class Library:
         required: whether an installation without it is incomplete.
         refused: later releases that must not be used all the same.
         alternatives: other distributions of the same module.
+        usable_from: the first release that works at all, where a later one is the first to use.
+        gpu: whether it is of use with an NVIDIA GPU only.
     """
 
     distribution: str
@@ -39,6 +41,8 @@ class Library:
     required: bool = False
     refused: tuple[str, ...] = ()
     alternatives: tuple[str, ...] = ()
+    usable_from: str | None = None
+    gpu: bool = False
 
     @property
     def install(self) -> str:
@@ -124,12 +128,29 @@ LIBRARIES = (
         "crafted images corrupt its memory (CVE-2026-40192 and later)",
     ),
     Library(
-        *("tensorrt", "tensorrt", "NVIDIA GPUs, which this release does not use", "11.0"),
+        *("tensorrt", "tensorrt", "builds and runs plans on NVIDIA GPUs", "11.0"),
         "crafted plans execute code (CVE-2026-24227)",
+        extra="gpu",
+        usable_from="10.13",
+        gpu=True,
     ),
     Library(
-        *("tensorrt-rtx", "tensorrt_rtx", "NVIDIA GPUs, which this release does not use", "1.0"),
+        *("pycuda", "pycuda", "drives NVIDIA GPUs, for TensorRT", "2026.1"),
+        "older releases do not compile with CUDA 13",
+        extra="gpu",
+        gpu=True,
+    ),
+    Library(
+        *("cuda-bindings", "cuda.bindings", "CUDA graphs, for TensorRT", "13.0"),
         _API,
+        extra="gpu",
+        gpu=True,
+    ),
+    Library(
+        *("tensorrt-rtx", "tensorrt_rtx", "builds plans for NVIDIA GPUs, without one too", "1.7"),
+        _API,
+        extra="rtx",
+        gpu=True,
     ),
 )
 
@@ -145,7 +166,8 @@ def _check(library: Library) -> LibraryStatus:
     if not found:
         if _importable(library.module):
             return LibraryStatus(library, library.distribution, None, "ok", None)
-        worth_it = library.required or library.extra is not None
+        wanted = library.required or library.extra is not None
+        worth_it = wanted and (not library.gpu or bool(nvidia_gpus()))
         advice = library.install if worth_it else None
         return LibraryStatus(library, library.distribution, None, "missing", advice)
     name, version = next(iter(found.items()))

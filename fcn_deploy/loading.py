@@ -13,8 +13,14 @@ from typing import Literal
 
 from fcn_deploy.artifact import Artifact, is_artifact
 from fcn_deploy.backends.base import Backend, ExecutionContext, ModelSource
-from fcn_deploy.choice import choose_backend, choose_precision, parse_precision
-from fcn_deploy.errors import ArtifactError, ArtifactMissingError, ManifestError
+from fcn_deploy.choice import choose_backend, choose_plan, choose_precision, parse_precision
+from fcn_deploy.errors import (
+    ArtifactError,
+    ArtifactMissingError,
+    BackendUnavailableError,
+    ManifestError,
+    UntrustedArtifactError,
+)
 from fcn_deploy.manifest import Manifest, Preprocess
 from fcn_deploy.onnx_scan import OnnxGraph, scan_onnx
 from fcn_deploy.peel import PeeledTail, peel_tail
@@ -38,11 +44,15 @@ class ModelFile:
 
     Attributes:
         precision: that the file is meant for; None leaves it to the caller.
+        backend: that alone runs it, of plans; None for graphs.
+        reason: why this file of several, a phrase.
     """
 
     path: Path
     artifact: Artifact | None
     precision: Precision | None = None
+    backend: str | None = None
+    reason: str = ""
 
     @property
     def manifest(self) -> Manifest | None:
@@ -58,7 +68,7 @@ class ModelFile:
 
     @cached_property
     def graph(self) -> OnnxGraph | None:
-        """The scanned graph; None for OpenVINO's own format."""
+        """The scanned graph; None for OpenVINO's own format and for plans."""
         if self.path.suffix != ".onnx":
             return None
         graph = scan_onnx(self.data, name=f"'{self.path}'", folder=self.path.parent)
@@ -77,11 +87,13 @@ class ModelFile:
         Raises:
             ArtifactError: the file is damaged, foreign or unsafe to parse.
         """
+        if self.path.suffix == ".plan":
+            return ModelSource(self.path, self.data, manifest=self.manifest)
         if self.graph is None or self.graph.external_files:
             return ModelSource(self.path)
         digest = hashlib.sha256(self.data).hexdigest() if cached else None
         return ModelSource(
-            self.path, self.data, None if outputs is None else tuple(outputs), digest
+            self.path, self.data, None if outputs is None else tuple(outputs), digest=digest
         )
 
 
@@ -127,38 +139,69 @@ class OpenedModel:
     num_streams: int = 1
 
 
-def locate_model(path: str | os.PathLike[str], *, precision: str = "auto") -> ModelFile:
-    """Find the file that a path means: an artifact's variant, a file in an artifact, a bare graph.
+def locate_model(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    precision: str = "auto",
+    trust_code: bool = False,
+) -> ModelFile:
+    """Find the file that a path means: an artifact's variant, a file in an artifact, a bare file.
 
     Args:
+        backend: chooses between an artifact's plans and its graphs; ``"auto"`` takes a plan where
+            it can run here.
         precision: chooses among an artifact's variants; ``"auto"`` takes fp32's graph, which
             bf16 runs too.
+        trust_code: take a plan that is in no artifact: it holds code that is run.
 
     Raises:
         ArtifactMissingError: nothing is there, or the artifact has no such variant.
         ArtifactError: the file is of no kind that can be run.
+        BackendUnavailableError: the backend of plans that was asked for cannot run here.
+        UntrustedArtifactError: it is a plan in no artifact, and nobody vouched for it.
     """
     place = Path(path)
     if place.is_dir():
         artifact = Artifact.open(place)
+        plan, why = choose_plan(artifact.manifest, backend=backend, precision=precision)
+        if plan is not None:
+            file = artifact.path / plan.file
+            return ModelFile(file, artifact, plan.precision, plan.backend, why)
         wanted = Precision.FP32 if precision == "auto" else parse_precision(precision)
         variant = artifact.variant(wanted)
-        return ModelFile(artifact.path / variant.file, artifact)
+        return ModelFile(artifact.path / variant.file, artifact, reason=why)
     if not place.exists():
         raise ArtifactMissingError(
             f"there is no '{place}'.", hint="Give an artifact folder or an .onnx file."
         )
-    if place.suffix not in (".onnx", ".xml"):
+    if place.suffix not in (".onnx", ".xml", ".plan"):
         raise ArtifactError(
-            f"'{place}' cannot be run; expected an artifact folder, an .onnx or an .xml file.",
+            f"'{place}' cannot be run; expected an artifact folder, an .onnx, .xml or .plan file.",
             hint="A PyTorch checkpoint becomes an artifact by fcn-export.",
         )
     if is_artifact(place.parent):
         artifact = Artifact.open(place.parent)
         for variant in artifact.manifest.variants:
             if variant.file == place.name:
-                return ModelFile(place, artifact, variant.precision)
-    return ModelFile(place, None)
+                return ModelFile(place, artifact, variant.precision, variant.backend)
+    if place.suffix != ".plan":
+        return ModelFile(place, None)
+    if not trust_code:
+        raise UntrustedArtifactError(
+            f"'{place}' is a plan outside of an artifact: it holds code that is run.",
+            hint="Run it with --trust-code if you trust where it comes from.",
+        )
+    return ModelFile(place, None, _precision_in_name(place))
+
+
+def _precision_in_name(plan: Path) -> Precision:
+    """Read the precision from a plan's name, as fcn-export gives it: model.fp16.tensorrt.plan."""
+    for part in plan.name.split("."):
+        if part in list(Precision):
+            return Precision(part)
+    _log.warning("'%s' does not say its precision in its name; it is reported as fp32.", plan)
+    return Precision.FP32
 
 
 def open_model(
@@ -173,18 +216,31 @@ def open_model(
     color: NetworkColor | None = None,
     peel: bool = True,
     cache: bool = True,
+    trust_code: bool = False,
 ) -> OpenedModel:
     """Locate, check, choose and load. For the arguments and errors see `Segmenter.open`."""
-    file = locate_model(path, precision=precision)
-    # a file that was named itself, or a precision, leaves nothing to what was measured
+    file = locate_model(path, backend=backend, precision=precision, trust_code=trust_code)
+    if file.backend is not None and backend == "auto":
+        backend = file.backend
+    # a file that was named itself, a plan or a precision leave nothing to what was measured
     open_choice = precision == "auto" and file.precision is None
     tuned = kept_rows(file.manifest) if open_choice and file.manifest is not None else None
     chosen, backend_reason = choose_backend(backend, file.path.suffix, tuned=tuned)
-    decided, precision_reason = choose_precision(
-        precision, chosen, file.manifest, file_precision=file.precision, tuned=tuned
-    )
-    if file.artifact is not None and file.precision is None:
-        file = locate_model(path, precision=decided)
+    if file.backend is not None and file.backend != chosen.name:
+        raise BackendUnavailableError(
+            f"'{file.path.name}' is a plan of {file.backend}; {chosen.name} cannot run it.",
+            hint=f"Use --backend {file.backend}.",
+        )
+    if file.reason:
+        backend_reason = f"{file.reason}; {backend_reason}" if file.backend is None else file.reason
+    if file.path.suffix == ".plan":
+        decided, precision_reason = _plan_precision(file, precision)
+    else:
+        decided, precision_reason = choose_precision(
+            precision, chosen, file.manifest, file_precision=file.precision, tuned=tuned
+        )
+        if file.artifact is not None and file.precision is None:
+            file = locate_model(path, backend=chosen.name, precision=decided)
     preprocess = _preprocess(file, mean=mean, std=std, color=color)
     peeled = _peel(file) if peel else "it was asked for whole"
     outputs = (peeled.scores,) if isinstance(peeled, PeeledTail) else None
@@ -208,6 +264,16 @@ def open_model(
     except BaseException:
         context.close()
         raise
+
+
+def _plan_precision(file: ModelFile, wanted: str) -> tuple[Precision, str]:
+    held = file.precision or Precision.FP32
+    if wanted not in ("auto", held):
+        raise BackendUnavailableError(
+            f"'{file.path.name}' is a plan in {held}; it cannot compute in {wanted}.",
+            hint=f"Leave --precision out, or export the model with --precision {wanted}.",
+        )
+    return held, f"{held} is the plan's own"
 
 
 def _preprocess(

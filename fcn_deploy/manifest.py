@@ -154,8 +154,12 @@ class Variant:
     """One file of the artifact, of one precision.
 
     Attributes:
-        backend, compute_capabilities, profiles: of plans only.
+        backend, compute_capabilities, profiles: of plans only. ``"8.0+"`` means that compute
+            capability and all later ones.
         fidelity: one entry for each backend and precision that ran this file at export.
+        library_version: of what built a plan; None of graphs.
+        version_compatible: later releases of the library can run the plan, too.
+        graph, graph_sha256: file that a plan was built from, and its digest; None of graphs.
     """
 
     file: str
@@ -164,6 +168,10 @@ class Variant:
     compute_capabilities: tuple[str, ...] = ()
     profiles: tuple[ShapeRange, ...] = ()
     fidelity: tuple[Fidelity, ...] = ()
+    library_version: str | None = None
+    version_compatible: bool = False
+    graph: str | None = None
+    graph_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,6 +388,10 @@ def _variant_from_json(node: JsonObject) -> Variant:
         compute_capabilities=node.items("compute_capabilities", str),
         profiles=node.each("profiles", _shapes_from_json),
         fidelity=node.each("fidelity", _fidelity_from_json),
+        library_version=node.optional_text("library_version"),
+        version_compatible=node.get("version_compatible", bool, default=False),
+        graph=node.optional_text("graph"),
+        graph_sha256=node.optional_text("graph_sha256"),
     )
 
 

@@ -72,11 +72,14 @@ class Segmenter(ContextManaged):
         peel: bool = True,
         cache: bool = True,
         tile_pixels: int | None = None,
+        trust_code: bool = False,
     ) -> Segmenter:
         """Load an artifact, a file in one, or a bare ``.onnx`` or ``.xml`` of anyone's making.
 
         Args:
-            backend: ``"openvino"``, ``"onnxruntime"``, or ``"auto"`` for the first installed.
+            backend: ``"openvino"``, ``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt-rtx"``, or
+                ``"auto"``: a plan of the artifact that runs on the GPU here, else the first of the
+                others that is installed.
             precision: ``"fp32"``, ``"bf16"``, ``"fp16"``, ``"int8"``, or ``"auto"``: what
                 `fcn-bench --tune` measured to be fastest here; without it bf16, else int8, where
                 the CPU has instructions for it and export measured that it keeps 99.9 % of the
@@ -92,6 +95,7 @@ class Segmenter(ContextManaged):
                 (``$XDG_CACHE_HOME/fcn-deploy``), so that it opens sooner the next time.
             tile_pixels: frames of more pixels are segmented in tiles of at most so many; None: of
                 more than the network holds in 3 GiB of floats, in tiles of half a GiB.
+            trust_code: take a ``.plan`` that is in no artifact: it holds code that is run.
 
         Raises:
             ArtifactError: it is missing, damaged, unsafe, or no segmentation network.
@@ -110,6 +114,7 @@ class Segmenter(ContextManaged):
                 color=color,
                 peel=peel,
                 cache=cache,
+                trust_code=trust_code,
             ),
             tile_pixels=tile_pixels,
         )

@@ -24,6 +24,7 @@ step "Export the trained network in every precision, verify it, measure each one
     --arch "$arch" \
     --color gray --mean 0.5 --std 0.25 --size 240x200 \
     --classes "$data/classes.json" --eval "$data/images" "$data/labels" \
+    --calibrate "$data/train_images" \
     --output "$artifact" --force
 
 step "Say what will run it here, and why" \

@@ -15,6 +15,8 @@ import pytest
 ALLOWED_SKIPS = (
     "needs an NVIDIA GPU",
     "this CPU has no ",
+    "PyCUDA needs CUDA's headers",
+    "the CUDA toolkit is not here",
 )
 
 hypothesis.settings.register_profile(

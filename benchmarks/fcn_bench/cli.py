@@ -48,7 +48,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help="artifact folder, a file in one, or a bare .onnx or .xml",
+        help="artifact folder, a file in one, or a bare .onnx, .xml or .plan",
     )
     add = parser.add_argument_group("PyTorch baseline").add_argument
     add("--baseline", metavar="MODEL", help="checkpoint (default: the one the manifest names)")
@@ -58,7 +58,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--trust-code", action="store_true", help="allow models that carry or name code")
     add("--compile", action="store_true", help="add a torch.compile row")
     add = parser.add_argument_group("what to run").add_argument
-    add("--backend", metavar="NAME", help="openvino or onnxruntime (default: all that can)")
+    add("--backend", metavar="NAME", help="such as openvino, tensorrt (default: all that can)")
     add("--precision", metavar="LIST", type=_precisions, default=(), help="such as fp32,bf16")
     add("--size", metavar="HxW[,HxW...]", type=_sizes, default=(), help="frame sizes")
     add("--batch", metavar="LIST", type=_batches, default=(1,), help="frames a call (default: 1)")

@@ -72,8 +72,8 @@ def open_network(network: dict[str, Any], *, streams: int) -> Network:
     """Load what a description names.
 
     Args:
-        network: of kind ``"segmenter"``: path, backend, precision, threads, and for a bare graph
-            mean, std and color; of kind ``"torch"``: path, arch, arch_args, output_key,
+        network: of kind ``"segmenter"``: path, backend, precision, threads, trust_code, and for a
+            bare graph mean, std and color; of kind ``"torch"``: path, arch, arch_args, output_key,
             trust_code, mode, threads, multiple_of and preprocess.
 
     Raises:
@@ -91,6 +91,7 @@ def open_network(network: dict[str, Any], *, streams: int) -> Network:
             mean=network["mean"],
             std=network["std"],
             color=network["color"],
+            trust_code=network.get("trust_code", False),
         )
     )
 

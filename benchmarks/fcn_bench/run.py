@@ -33,7 +33,7 @@ def benchmark(
     of medians with a 95 % bootstrap interval. Labels are compared with PyTorch's in every run.
 
     Args:
-        target: artifact folder, a file in one, or a bare ``.onnx`` or ``.xml``.
+        target: artifact folder, a file in one, or a bare ``.onnx``, ``.xml`` or ``.plan``.
         on_step: told what happens next; never called while something is timed.
 
     Raises:
@@ -43,7 +43,7 @@ def benchmark(
         BenchmarkInterrupted: Ctrl-C.
     """
     options = options or BenchmarkOptions()
-    session = Session.of(read_target(target), options, on_step)
+    session = Session.of(read_target(target, trust_code=options.trust_code), options, on_step)
     rows: list[Row] = []
     complete = True
     for height, width in session.sizes:

@@ -185,6 +185,7 @@ class Session:
                 "mean": None if given is None else list(given.mean),
                 "std": None if given is None else list(given.std),
                 "color": None if given is None else given.color,
+                "trust_code": self.options.trust_code,
             }
         if self.baseline is None:
             raise RuntimeError("a PyTorch job without a baseline")

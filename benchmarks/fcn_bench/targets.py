@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fcn_deploy.artifact import Artifact
-from fcn_deploy.backends import backend_names, get_backend
+from fcn_deploy.backends import backend_names, get_backend, plan_backend_names
 from fcn_deploy.errors import BackendUnavailableError, BenchmarkError
 from fcn_deploy.loading import locate_model
-from fcn_deploy.manifest import Manifest, Preprocess
+from fcn_deploy.manifest import Manifest, Preprocess, Variant
 from fcn_deploy.plain_files import sha256_of
 from fcn_deploy.tensors import Precision
 
@@ -25,8 +25,9 @@ class Target:
 
     Attributes:
         path: as `Segmenter.open` takes it.
-        kind: ``"artifact"``, ``"onnx"`` or ``"xml"``.
-        precisions: that its files can be run in, where a backend can.
+        kind: ``"artifact"``, ``"onnx"``, ``"xml"`` or ``"plan"``.
+        precisions: that its graphs can be run in, where a backend can.
+        plans: precisions of its engine plans, by backend.
         sha256: tells one network from another: of the PyTorch model an artifact was made from,
             or else of the file.
         manifest: of the artifact; None for a bare graph.
@@ -38,6 +39,7 @@ class Target:
     sha256: str
     manifest: Manifest | None
     suffix: str
+    plans: Mapping[str, tuple[Precision, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         files: Mapping[str, str] = (
@@ -60,25 +62,40 @@ class Candidate:
     precision: Precision
 
 
-def read_target(path: str | os.PathLike[str]) -> Target:
+def read_target(path: str | os.PathLike[str], *, trust_code: bool = False) -> Target:
     """Find out what a path is.
+
+    Args:
+        trust_code: take a ``.plan`` that is in no artifact: it holds code that is run.
 
     Raises:
         ArtifactError: it is missing, damaged, or nothing that can be run.
-        BackendUnavailableError: it is an engine plan, which needs an NVIDIA GPU.
+        UntrustedArtifactError: it is a plan in no artifact, and nobody vouched for it.
     """
     place = Path(path)
-    if place.suffix == ".plan":
-        raise BackendUnavailableError(
-            f"'{place}' is an engine plan; no backend of this release runs plans.",
-            hint="Benchmark the artifact, or the .onnx file that the plan was built from.",
-        )
     if place.is_dir():
         artifact = Artifact.open(place)
         manifest = artifact.manifest
         held = [variant.precision for variant in manifest.variants if variant.backend is None]
-        return Target(place, "artifact", _runnable(held), _identity(manifest), manifest, ".onnx")
-    file = locate_model(place)
+        return Target(
+            place,
+            "artifact",
+            _runnable(held),
+            _identity(manifest),
+            manifest,
+            ".onnx",
+            _plans(manifest.variants),
+        )
+    file = locate_model(place, trust_code=trust_code)
+    if place.suffix == ".plan":
+        held = [file.precision or Precision.FP32]
+        owners = plan_backend_names() if file.backend is None else (file.backend,)
+        plans = {name: tuple(held) for name in owners}
+        if file.manifest is not None:
+            identity = _identity(file.manifest)
+            return Target(place, "artifact", (), identity, file.manifest, ".plan", plans)
+        with place.open("rb") as stream:
+            return Target(place, "plan", (), sha256_of(stream), None, ".plan", plans)
     if file.manifest is not None:
         held = [Precision.FP32 if file.precision is None else file.precision]
         return Target(
@@ -103,14 +120,24 @@ def find_candidates(
         BackendUnavailableError: a backend or precision that was asked for cannot run it here.
         BenchmarkError: nothing can.
     """
-    if backend is not None and backend not in backend_names():
+    known = (*backend_names(), *plan_backend_names())
+    if backend is not None and backend not in known:
         raise BackendUnavailableError(
-            f"there is no backend '{backend}' in this release; it has {', '.join(backend_names())}."
+            f"there is no backend '{backend}' in this release; it has {', '.join(known)}."
         )
     notes: list[str] = []
     found: list[Candidate] = []
-    for name in backend_names() if backend is None else (backend,):
+    for name in known if backend is None else (backend,):
         library = get_backend(name)
+        if name in plan_backend_names():
+            able, note = _plan_precisions(target, name, asked=backend is not None)
+            notes += note
+            found += [
+                Candidate(name, precision)
+                for precision in able
+                if not precisions or precision in precisions
+            ]
+            continue
         if target.suffix not in library.suffixes:
             if backend is not None:
                 raise BackendUnavailableError(
@@ -139,6 +166,34 @@ def find_candidates(
             f"nothing here can run '{target.path}'.", hint="pip install 'fcn-deploy[cpu]'"
         )
     return tuple(found), tuple(notes)
+
+
+def _plan_precisions(
+    target: Target, name: str, *, asked: bool
+) -> tuple[tuple[Precision, ...], list[str]]:
+    """Give the precisions of the plans that a backend can run here, and a note where it cannot."""
+    held = target.plans.get(name, ())
+    try:
+        if held or asked:
+            get_backend(name).version()
+    except BackendUnavailableError as error:
+        if asked:
+            raise
+        return (), [f"{error.message.removesuffix('.')}, so its plans have no rows."]
+    if asked and not held:
+        raise BackendUnavailableError(
+            f"'{target.path}' has no plan for {name}.",
+            hint=f"Export the model again with --engine {name}.",
+        )
+    return held, []
+
+
+def _plans(variants: Sequence[Variant]) -> dict[str, tuple[Precision, ...]]:
+    found: dict[str, tuple[Precision, ...]] = {}
+    for variant in variants:
+        if variant.backend is not None:
+            found[variant.backend] = (*found.get(variant.backend, ()), variant.precision)
+    return found
 
 
 def preprocess_of(target: Target, given: Preprocess | None) -> Preprocess:

@@ -6,13 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fcn_export.engine import BuildConfig, build_engine
     from fcn_export.export import ExportReport, export_model
     from fcn_export.loading import LoadedModel, load_model
     from fcn_export.request import ExportRequest
 
-__all__ = ["ExportReport", "ExportRequest", "LoadedModel", "export_model", "load_model"]
+__all__ = [
+    "BuildConfig",
+    "ExportReport",
+    "ExportRequest",
+    "LoadedModel",
+    "build_engine",
+    "export_model",
+    "load_model",
+]
 
 _HOMES = {
+    "BuildConfig": "fcn_export.engine",
+    "build_engine": "fcn_export.engine",
     "ExportReport": "fcn_export.export",
     "ExportRequest": "fcn_export.request",
     "LoadedModel": "fcn_export.loading",

@@ -50,6 +50,7 @@ def build_parser() -> Parser:
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: <stem>.fcn")
     _add_network_options(parser)
     _add_graph_options(parser)
+    _add_engine_options(parser)
     parser.add_argument(
         "--trust-code", action="store_true", help="allow files that carry code: TorchScript, .pt2"
     )
@@ -138,13 +139,52 @@ def _add_graph_options(parser: Parser) -> None:
     group.add_argument(
         "--batch", type=_batch, default=(1, 1, 8), metavar="MIN:OPT:MAX", help="[1:1:8]"
     )
+    group.add_argument("--opset", type=int, default=21, metavar="N", help="[21]")
+
+
+def _add_engine_options(parser: Parser) -> None:
+    group = parser.add_argument_group("plans for NVIDIA GPUs")
     group.add_argument(
         "--engine",
         choices=("auto", "tensorrt", "tensorrt-rtx", "none"),
         default="auto",
-        help="plans to build too; this version builds none [auto]",
+        help="what builds them; auto takes what is installed and able, if any [auto]",
     )
-    group.add_argument("--opset", type=int, default=21, metavar="N", help="[21]")
+    group.add_argument(
+        "--compute-capability",
+        type=_names,
+        metavar="LIST",
+        help="GPUs of tensorrt-rtx plans, none of them need be here [8.6,8.9]",
+    )
+    group.add_argument(
+        "--profiles",
+        type=Path,
+        metavar="PATH",
+        help="images folder or video whose sizes decide the profiles [one profile]",
+    )
+    group.add_argument("--workspace-mb", type=int, metavar="N", help="memory limit of a layer")
+    group.add_argument(
+        "--optimization-level", type=int, metavar="0..5", help="0 builds fastest, 5 runs fastest"
+    )
+    group.add_argument(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="kernel timings to use and to update (tensorrt)",
+    )
+    group.add_argument(
+        "--no-tf32", action="store_true", help="multiply float32 exactly, not in TF32"
+    )
+    group.add_argument(
+        "--hardware-compatible",
+        action="store_true",
+        help="plans for Ampere and newer GPUs, not this one alone (tensorrt)",
+    )
+    group.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="plans for later releases too (tensorrt)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -192,6 +232,14 @@ def _request(args: argparse.Namespace) -> ExportRequest:
             classes_file=args.classes,
             head=args.head,
             engine=args.engine,
+            compute_capabilities=args.compute_capability,
+            profiles=args.profiles,
+            workspace_mb=args.workspace_mb,
+            optimization_level=args.optimization_level,
+            timing_cache=args.timing_cache,
+            tf32=not args.no_tf32,
+            hardware_compatible=args.hardware_compatible,
+            version_compatible=args.version_compatible,
             opset=args.opset,
             trust_code=args.trust_code,
             force=args.force,

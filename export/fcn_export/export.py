@@ -20,6 +20,7 @@ from fcn_deploy.manifest import ClassInfo, Manifest, Variant
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Precision
 from fcn_export.class_names import default_classes, read_classes
+from fcn_export.engine.plans import PlanFile, PlanSetup, build_plans, set_up_plans
 from fcn_export.eval_set import EvalItem, EvalSet
 from fcn_export.frames import natural_frame
 from fcn_export.graph_spec import GraphSpec
@@ -83,23 +84,28 @@ def export_model(
         BudgetError: a variant loses more mean IoU than allowed.
         ManifestError: the class names do not fit the network.
         BackendUnavailableError: a library is missing.
+        BuildError: a plan that `engine` names cannot be built as asked.
     """
     require_libraries()
     request = request or ExportRequest()
     named = None if request.classes_file is None else read_classes(request.classes_file)
     labelled = None if request.eval_folders is None else EvalSet.find(*request.eval_folders)
+    setup = set_up_plans(request)
     steps = Steps(on_step)
     with ArtifactWriter(output, force=request.force) as writer, ExitStack() as stack:
         staged = _stage(model, writer.folder, request, steps, stack)
         classes = _fit_classes(named, staged.spec)
         parity = _verify(staged, request, steps)
-        making = Making(staged, request, _reader(staged, labelled), labelled is not None, steps)
+        making = Making(
+            *(staged, writer.path, request, _reader(staged, labelled)),
+            has_labels=labelled is not None,
+            steps=steps,
+        )
         variants = make_variants(making)
         own, measured = _measure(making, variants)
-        report = _report(
-            writer.path, staged, classes, parity, variants, own, measured, labelled, request
-        )
+        report = _report(writer.path, staged, classes, parity, variants, own, measured, labelled)
         _check_budget(report, request)
+        report = _with_plans(report, setup, build_plans(setup, making, variants, writer))
         with steps.step("write"):
             report = replace(report, timings_seconds=dict(steps.seconds))
             writer.add(REPORT_NAME, report.to_bytes())
@@ -208,11 +214,8 @@ def _report(
     own: Measured,
     measured: tuple[Measured, ...],
     labelled: EvalSet | None,
-    request: ExportRequest,
 ) -> ExportReport:
     notes = list(staged.notes)
-    if request.engine == "auto":
-        notes.append("No engine was built: this version builds none, and CPU backends need none.")
     if staged.file.weights is not None:
         notes.append(f"The weights are in '{staged.file.weights.name}', beside the graph.")
     notes += [note for variant in variants for note in variant.notes]
@@ -243,6 +246,18 @@ def _report(
         measured=measured,
         images=images,
     )
+
+
+def _with_plans(
+    report: ExportReport, setup: PlanSetup, plans: tuple[PlanFile, ...]
+) -> ExportReport:
+    """Add the plans, and what is to be said of them, to what was made."""
+    notes = [*report.notes, *(note for plan in plans for note in plan.notes)]
+    for number, proposal in enumerate(plans[0].proposals if plans else (), 1):
+        notes.append(f"Profile {number}: {proposal}.")  # the same in every plan
+    if setup.note is not None:
+        notes.append(setup.note)
+    return replace(report, notes=tuple(notes), plans=plans)
 
 
 def _check_budget(report: ExportReport, request: ExportRequest) -> None:
@@ -276,10 +291,14 @@ def _manifest(report: ExportReport, staged: Staged, making: Making) -> Manifest:
         shapes=report.shapes,
         preprocess=staged.spec.preprocess,
         classes=report.classes,
-        variants=tuple(_variant(report, file) for file in report.files),
+        variants=(
+            *(_variant(report, file) for file in report.files),
+            *(plan.variant() for plan in report.plans if plan.failure is None),
+        ),
         source=report.source,
         provenance={
             **library_versions(),
+            **{plan.library: plan.release for plan in report.plans},
             "exporter": report.exporter,
             "opset": str(report.opset),
             **budget,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Collection
 from dataclasses import asdict
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fcn_deploy.tensors import Precision
 from fcn_export.frames import as_batch
@@ -13,7 +15,12 @@ from fcn_export.passes.fp16 import Fp16Changes, convert_to_fp16
 from fcn_export.passes.half_weights import MAX_HALF
 from fcn_export.passes.lint import check_types
 from fcn_export.passes.ranges import largest_values, nodes_beyond
+from fcn_export.quantize.budget import keep_budget
+from fcn_export.quantize.search import Block, SearchResult
 from fcn_export.variants import GraphVariant, Making, variant_name
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["make_fp16"]
 
@@ -31,6 +38,7 @@ def make_fp16(making: Making) -> GraphVariant:
 
     Raises:
         UnsupportedModelError: the graph is none that the pass can rewrite.
+        BudgetError: with `--eval`: mean IoU drops by more than allowed, whatever is kept in fp32.
         ArtifactError, ExecutionError: ONNX Runtime does not run the fp32 graph.
     """
     staged, tell = making.staged, making.steps.tell
@@ -42,7 +50,8 @@ def make_fp16(making: Making) -> GraphVariant:
     tell("rewriting the graph")
     model = staged.file.load()
     hot = nodes_beyond(model.graph, largest, MAX_HALF / _HEADROOM)
-    changes = convert_to_fp16(model, float32_nodes=hot)
+    found, kept_nodes = _within_budget(making, hot)
+    changes = convert_to_fp16(model, float32_nodes={*hot, *kept_nodes})
     name = variant_name(Precision.FP16)
     faults = check_types(model, name=name)
     file = write_onnx(model, staged.file.path.with_name(name))
@@ -52,12 +61,50 @@ def make_fp16(making: Making) -> GraphVariant:
         f"{len(changes.half_nodes)} layers, {kept} more in fp32, largest value {peak:.3g}, "
         f"{file.size_bytes / 1e6:.1f} MB"
     )
-    notes = (*_notes(changes, hot), *faults)
-    return GraphVariant(Precision.FP16, file, notes, _figures(changes, peak))
+    notes = (*_notes(changes, hot, kept_nodes), *faults)
+    return GraphVariant(Precision.FP16, file, notes, _figures(changes, peak, found))
 
 
-def _notes(changes: Fp16Changes, hot: tuple[str, ...]) -> tuple[str, ...]:
+def _within_budget(
+    making: Making, hot: Collection[str]
+) -> tuple[SearchResult | None, tuple[str, ...]]:
+    """Find the nodes to keep in fp32 so that the budget holds: a convolution with what follows."""
+
+    def build(kept: Collection[str]) -> onnx.ModelProto:
+        variant = making.staged.file.load()
+        convert_to_fp16(variant, float32_nodes={*hot, *kept})
+        return variant
+
+    graph = making.staged.file.load()
+    plain = making.staged.file.load()
+    blocks = _blocks(graph.graph, convert_to_fp16(plain, float32_nodes=hot).half_nodes)
+    found = keep_budget(
+        *(making, Precision.FP16, graph, blocks, build),
+        key=f"{hashlib.sha256(making.staged.file.data).hexdigest()} fp16 {sorted(hot)}",
+        quick=True,
+    )
+    kept = () if found is None else found.chosen.kept
+    return found, tuple(n for block in blocks if block.name in kept for n in block.nodes)
+
+
+def _blocks(graph: onnx.GraphProto, names: Collection[str]) -> tuple[Block, ...]:
+    """Split nodes at the convolutions; a block's work is how many nodes it has."""
+    parts: list[list[str]] = []
+    for node in graph.node:
+        if node.name not in names:
+            continue
+        if node.op_type in ("Conv", "ConvTranspose") or not parts:
+            parts.append([])
+        parts[-1].append(node.name)
+    return tuple(Block(part[0], tuple(part), float(len(part))) for part in parts)
+
+
+def _notes(
+    changes: Fp16Changes, hot: tuple[str, ...], kept_nodes: tuple[str, ...]
+) -> tuple[str, ...]:
     notes = []
+    if kept_nodes:
+        notes.append(f"fp16: {_listed(kept_nodes)} compute in fp32, to keep the mean IoU.")
     weights = changes.weights
     if weights.clamped:
         notes.append(
@@ -76,12 +123,13 @@ def _notes(changes: Fp16Changes, hot: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _figures(changes: Fp16Changes, peak: float) -> dict[str, Any]:
+def _figures(changes: Fp16Changes, peak: float, found: SearchResult | None) -> dict[str, Any]:
     weights = asdict(changes.weights)
     return {
         "fp16_nodes": len(changes.half_nodes),
         "fp32_nodes": list(changes.float_nodes),
         "casts": changes.casts,
+        "search": None if found is None else found.to_json(),
         "largest_value": peak if peak < float("inf") else None,
         "weights": {**weights, "clamped_tensors": list(changes.weights.clamped_tensors)},
     }

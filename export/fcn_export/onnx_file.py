@@ -13,6 +13,7 @@ from fcn_deploy.backends.base import ExecutionContext, ModelSource
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.onnx_scan import with_extra_outputs
 from fcn_deploy.tensors import Precision
+from fcn_export.memory import release_freed_memory
 
 if TYPE_CHECKING:
     import onnx
@@ -78,6 +79,8 @@ class OnnxFile:
         finally:
             if context is not None:
                 context.close()
+                del context
+            release_freed_memory()
             beside.unlink(missing_ok=True)
 
     def _source(self, inner: tuple[str, ...], beside: Path) -> ModelSource:

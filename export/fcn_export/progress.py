@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fcn_deploy.choice import MIN_LABEL_AGREEMENT
 from fcn_deploy.manifest import Fidelity
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["show_report", "step_printer"]
 
+_NAMED = 3  # of many layers, in a table
 _FILE_WIDTH = 150  # where there is no terminal to ask
 
 
@@ -58,6 +59,10 @@ def show_report(report: ExportReport) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=_FILE_WIDTH)
     console.print(_table(report))
+    for file in report.files:
+        search = file.figures.get("search")
+        if search and search["ranking"]:
+            console.print(_search_table(str(file.precision), search))
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
     seconds = sum(report.timings_seconds.values())
@@ -110,7 +115,36 @@ def _table(report: ExportReport) -> Table:
             _miou(fidelity),
             _status(entry, fidelity),
         )
+    for plan in report.plans:
+        size = f"{plan.size_bytes / 1e6:.1f} MB" if plan.failure is None else ""
+        status = "built, not run" if plan.failure is None else "not built"
+        table.add_row(f"{plan.library} {plan.precision}", size, *[""] * 6, status)
     return table
+
+
+def _search_table(precision: str, search: Mapping[str, Any]) -> Table:
+    """Show what keeping layers in fp32 costs and saves: the points that none is better than."""
+    from rich.table import Table
+
+    table = Table(title=f"{precision}: layers in fp32, against the mean IoU that is lost")
+    table.add_column("layers in fp32")
+    for heading in ("estimated cost", "points lost", "labels that change"):
+        table.add_column(heading, justify="right")
+    for point in search["pareto"]:
+        mark = " (chosen)" if point["kept"] == search["kept"] else ""
+        table.add_row(
+            f"{_kept(point['kept'])}{mark}",
+            f"{point['estimated_cost']:.0%}",
+            f"{point['miou_drop']:.2f}",
+            f"{point['disagreement']:.3%}",
+        )
+    return table
+
+
+def _kept(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    shown = ", ".join(names[:_NAMED]) or "none"
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _percent(value: float | None) -> str:

@@ -17,6 +17,7 @@ from fcn_deploy.choice import graph_precision
 from fcn_deploy.manifest import ClassInfo, Source
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Array, Precision
+from fcn_export.engine.plans import PlanFile
 from fcn_export.fidelity import mean_iou, pixel_accuracy
 from fcn_export.measure import Measured
 from fcn_export.variants import GraphVariant
@@ -107,6 +108,7 @@ class ExportReport:
         model: what the model itself reached; holds a confusion only with `--eval`.
         measured: one entry for each backend and precision.
         images: how many were measured, and of which kind.
+        plans: one entry for each that was built, or tried.
         timings_seconds: by step.
         peak_rss_bytes: of the process, so far.
     """
@@ -126,6 +128,7 @@ class ExportReport:
     model: Measured
     measured: tuple[Measured, ...]
     images: str
+    plans: tuple[PlanFile, ...] = ()
     timings_seconds: dict[str, float] = field(default_factory=dict)
     peak_rss_bytes: int = field(default_factory=lambda: _peak_rss_bytes())
 
@@ -155,6 +158,7 @@ class ExportReport:
             "model": {"name": self.reference, **self._figures(self.model)},
             "variants": [self._variant(entry) for entry in self.measured],
             "images": self.images,
+            "plans": [plan.to_json() for plan in self.plans],
             "timings_seconds": dict(self.timings_seconds),
             "peak_rss_bytes": self.peak_rss_bytes,
         }

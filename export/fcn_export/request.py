@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fcn_deploy.errors import BackendUnavailableError, UnsupportedModelError
+from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.manifest import Preprocess
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import NETWORK_COLORS, ColorOrder, NetworkColor, Precision
@@ -30,11 +30,16 @@ class ExportRequest:
             graph is always in the artifact: it is the one that is verified.
         calibrate: images folder, image list or video, for INT8 ranges.
         max_miou_drop: with `eval_folders`, the most that a variant may lose, in points.
+        engine: what builds plans: ``"auto"`` takes whichever library is installed and able, and
+            leaves plans out where none is; ``"none"`` builds none.
+        profiles: image, images folder or video whose sizes decide the plans' profiles; None means
+            one profile of the whole range.
+        compute_capabilities, workspace_mb, optimization_level, timing_cache, tf32,
+            hardware_compatible, version_compatible: see `fcn_export.engine.BuildConfig`.
 
     Raises:
         ValueError: a value is none of its choices, or sizes contradict each other.
         UnsupportedModelError: a precision that this version does not make.
-        BackendUnavailableError: an engine that this version does not build.
     """
 
     arch: str | None = None
@@ -55,6 +60,14 @@ class ExportRequest:
     classes_file: Path | None = None
     head: Head = "labels"
     engine: str = "auto"
+    compute_capabilities: Sequence[str] | None = None
+    profiles: Path | None = None
+    workspace_mb: int | None = None
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+    tf32: bool = True
+    hardware_compatible: bool = False
+    version_compatible: bool = False
     opset: int = 21
     trust_code: bool = False
     force: bool = False
@@ -74,11 +87,7 @@ class ExportRequest:
         if not self.max_miou_drop >= 0:
             raise ValueError(f"max_miou_drop is {self.max_miou_drop}; expected 0 points or more")
         self._check_precisions()
-        if self.engine not in ("auto", "none"):
-            raise BackendUnavailableError(
-                f"engine '{self.engine}' cannot be built by this version.",
-                hint="Use --engine none: the artifact then runs on the CPU backends.",
-            )
+        self._check_engine_options()
         self.shapes()
         self.preprocess()
 
@@ -99,6 +108,11 @@ class ExportRequest:
         for name in self.precisions or ():
             if name not in list(Precision):
                 raise ValueError(f"precision is {name!r}; expected one of {', '.join(Precision)}")
+        if Precision.INT8 in self.wanted_precisions() and self.calibrate is None:
+            raise ValueError(
+                "precision int8 takes its ranges from images; name them with calibrate "
+                "(--calibrate PATH)"
+            )
         made = made_precisions()
         for precision in self.wanted_precisions():
             if precision not in made:
@@ -107,6 +121,30 @@ class ExportRequest:
                     hint=f"Leave {precision} out of --precision"
                     + (", and --calibrate." if self.calibrate is not None else "."),
                 )
+
+    def _check_engine_options(self) -> None:
+        from fcn_export.engine.config import BuildConfig
+
+        BuildConfig(
+            library="tensorrt-rtx",
+            compute_capabilities=self.compute_capabilities,
+            optimization_level=self.optimization_level,
+        )
+        if self.workspace_mb is not None and self.workspace_mb < 1:
+            raise ValueError(f"workspace_mb is {self.workspace_mb}; it must be 1 or more")
+        given = {
+            "compute_capabilities": self.compute_capabilities is not None,
+            "profiles": self.profiles is not None,
+            "workspace_mb": self.workspace_mb is not None,
+            "optimization_level": self.optimization_level is not None,
+            "timing_cache": self.timing_cache is not None,
+            "tf32": not self.tf32,
+            "hardware_compatible": self.hardware_compatible,
+            "version_compatible": self.version_compatible,
+        }
+        useless = [name for name, is_given in given.items() if is_given]
+        if self.engine == "none" and useless:
+            raise ValueError(f"{useless[0]} is given, but engine is 'none': no plan is built")
 
     def preprocess(self) -> Preprocess:
         """Give what the network expects: what was asked for, ImageNet's where nothing was."""

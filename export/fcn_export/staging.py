@@ -14,6 +14,7 @@ from fcn_deploy.manifest import Source
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Precision
 from fcn_export.graph_spec import GraphSpec
+from fcn_export.memory import release_freed_memory
 from fcn_export.onnx_file import OnnxFile, write_onnx
 from fcn_export.reference import Reference, TorchReference
 from fcn_export.report import Steps
@@ -94,6 +95,7 @@ def stage_module(
         exporter, opset, note = graph.exporter, graph.opset, graph.note
         file = write_onnx(graph.model, folder / GRAPH_NAME)
         del graph
+        release_freed_memory()
         steps.tell(f"{exporter}, opset {opset}, {file.size_bytes / 1e6:.1f} MB")
     return Staged(
         file,

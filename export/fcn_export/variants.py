@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fcn_deploy.choice import graph_precision
@@ -49,12 +50,14 @@ class Making:
     Attributes:
         staged: the verified fp32 graph, and the model it equals. Its file's folder is where the
             variant is written, under `variant_name`; other files put there join the artifact.
+        artifact: where the whole goes in the end; an earlier one may be there.
         items: reads the images that variants are measured on, from the first again at each call;
             their labels are ground truth where `has_labels`.
         steps: told what goes on; the step is open already.
     """
 
     staged: Staged
+    artifact: Path
     request: ExportRequest
     items: Callable[[], Iterator[EvalItem]]
     has_labels: bool
@@ -67,6 +70,7 @@ Maker = Callable[[Making], GraphVariant]
 # fp32 is the verified graph itself; bf16 has no file, backends compute in it from fp32's
 _MAKERS: Mapping[Precision, tuple[str, str]] = {
     Precision.FP16: ("fcn_export.fp16", "make_fp16"),
+    Precision.INT8: ("fcn_export.int8", "make_int8"),
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from fcn_deploy.backends.base import Backend
 
-__all__ = ["backend_names", "get_backend"]
+__all__ = ["backend_names", "get_backend", "plan_backend_names"]
 
 # in the order of preference where the user leaves the choice to us
 _FACTORIES = {
@@ -16,10 +16,21 @@ _FACTORIES = {
     "onnxruntime": ("fcn_deploy.backends.onnxruntime", "OnnxRuntimeBackend"),
 }
 
+# these run plans, which only exist where somebody built them for such a GPU
+_PLAN_FACTORIES = {
+    "tensorrt": ("fcn_deploy.backends.tensorrt.backend", "TensorRtBackend"),
+    "tensorrt-rtx": ("fcn_deploy.backends.tensorrt.backend", "TensorRtRtxBackend"),
+}
+
 
 def backend_names() -> tuple[str, ...]:
-    """Give the names of all backends, installed or not, the preferred first."""
+    """Give the names of the backends that run graphs, installed or not, the preferred first."""
     return tuple(_FACTORIES)
+
+
+def plan_backend_names() -> tuple[str, ...]:
+    """Give the names of the backends that run engine plans, on NVIDIA GPUs."""
+    return tuple(_PLAN_FACTORIES)
 
 
 def get_backend(name: str) -> Backend:
@@ -29,7 +40,8 @@ def get_backend(name: str) -> Backend:
         ValueError: there is none of this name.
     """
     try:
-        module, factory = _FACTORIES[name]
+        module, factory = (_FACTORIES | _PLAN_FACTORIES)[name]
     except KeyError:
-        raise ValueError(f"backend is {name!r}; expected one of {', '.join(_FACTORIES)}") from None
+        known = ", ".join(_FACTORIES | _PLAN_FACTORIES)
+        raise ValueError(f"backend is {name!r}; expected one of {known}") from None
     return cast("Backend", getattr(import_module(module), factory)())

@@ -10,10 +10,18 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from fcn_deploy.errors import ClosedError, DTypeError, ForkedProcessError, ShapeError
+from fcn_deploy.manifest import Manifest, Variant
 from fcn_deploy.onnx_scan import with_outputs
 from fcn_deploy.tensors import Array, Precision, TensorSpec
 
-__all__ = ["Backend", "ContextManaged", "ExecutionContext", "ModelSource", "check_feeds"]
+__all__ = [
+    "Backend",
+    "ContextManaged",
+    "ExecutionContext",
+    "ModelSource",
+    "PlanBackend",
+    "check_feeds",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +36,14 @@ class ModelSource:
             keeps these. Only of models that come as `data`.
         digest: SHA-256 of `data`, where the library may keep what it makes of it in the user's
             cache; None where nothing is to be kept.
+        manifest: of the artifact that the file is from; None for a bare file.
     """
 
     path: Path
     data: bytes | None = field(default=None, repr=False)
     outputs: tuple[str, ...] | None = None
     digest: str | None = None
+    manifest: Manifest | None = field(default=None, repr=False)
 
     def cut_data(self) -> bytes:
         """Give the bytes of the model that makes `outputs`."""
@@ -136,6 +146,14 @@ class Backend(Protocol):
             BackendUnavailableError: the library or the precision is not available here.
             ArtifactError: the library's parser refused the file.
         """
+        ...
+
+
+class PlanBackend(Backend, Protocol):
+    """A backend of engine plans, which are for one library, one release of it and some GPUs."""
+
+    def obstacle(self, variant: Variant, manifest: Manifest, /) -> str | None:
+        """Say why a plan of an artifact cannot run here, a phrase, or None."""
         ...
 
 

@@ -23,7 +23,8 @@ _FATAL = 4  # errors come as exceptions; on stderr they would spoil a command's 
 _ARITHMETIC = {
     Precision.FP32: "fp32",
     Precision.FP16: "fp16 values, fp32 arithmetic inside most nodes",
-    Precision.INT8: "int8 layers, fp32 between them",
+    # its int8 convolutions take graphs that round their outputs too; TensorRT wants these float
+    Precision.INT8: "values rounded to int8, fp32 arithmetic",
 }
 
 _DEQUANTIZE = "DequantizeLinear"

@@ -174,7 +174,11 @@ def _model_lines(model: ModelDiagnosis) -> Iterator[Line]:
         yield "plain", f"  {'classes':<24}{len(model.classes)}: {_shortened(model.classes)}"
     for variant in model.variants:
         size = "" if variant.size is None else f"{variant.size / 1e6:.1f} MB"
-        yield "plain", f"  {variant.file:<24}{variant.precision:<6}{size}"
+        yield "plain", f"  {variant.file:<30}{variant.precision:<6}{size}"
+        if variant.backend is not None:
+            gpus = ", ".join(variant.compute_capabilities) or "unknown"
+            built = f"{variant.backend} {variant.library_version or 'of unknown version'}"
+            yield "plain", f"    a plan of {built}, for GPUs of compute capability {gpus}"
         for entry in variant.fidelity:
             yield (
                 "plain",

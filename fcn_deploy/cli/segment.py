@@ -22,7 +22,7 @@ __all__ = ["build_parser", "main"]
 _VIEWS = ("overlay", "labels", "color", "side-by-side")
 _POLICIES = ("every", "latest")
 _WRITERS = ("opencv", "pyav")
-_BACKENDS = ("auto", "openvino", "onnxruntime")
+_BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
 _PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 _JSON_VERSION = 1

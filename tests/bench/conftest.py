@@ -66,7 +66,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     try:
         module = importlib.import_module("tiny_fcn").build()
         torch.save(module.state_dict(), folder / "tiny.pt")
-        request = ExportRequest(arch=TinyModel.arch, size=(64, 96), max_size=(96, 96))
+        request = ExportRequest(
+            arch=TinyModel.arch, size=(64, 96), max_size=(96, 96), engine="none"
+        )
         export_model(folder / "tiny.pt", folder / "tiny.fcn", request=request)
     finally:
         sys.path.remove(str(folder))

@@ -16,6 +16,7 @@ from fcn_deploy.errors import (
     ArtifactMissingError,
     BackendUnavailableError,
     BenchmarkError,
+    UntrustedArtifactError,
 )
 from fcn_deploy.manifest import Manifest, Preprocess
 from fcn_deploy.tensors import Precision
@@ -50,9 +51,21 @@ def test_bare_graph_has_its_own_digest_and_no_manifest(tmp_path: Path) -> None:
     assert len(target.sha256) == 64
 
 
-def test_plan_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(BackendUnavailableError, match=r"engine plan.*Benchmark the artifact"):
-        read_target(tmp_path / "engine.plan")
+def test_a_plan_of_anyones_needs_trust(tmp_path: Path) -> None:
+    plan = tmp_path / "engine.fp16.plan"
+    plan.write_bytes(b"code")
+
+    with pytest.raises(UntrustedArtifactError, match="--trust-code"):
+        read_target(plan)
+    target = read_target(plan, trust_code=True)
+
+    assert (target.kind, target.manifest, target.precisions) == ("plan", None, ())
+    assert target.plans == {"tensorrt": (Precision.FP16,), "tensorrt-rtx": (Precision.FP16,)}
+
+
+def test_a_backend_of_plans_that_cannot_run_here_says_what_is_missing(tiny: TinyModel) -> None:
+    with pytest.raises(BackendUnavailableError, match=r"is not installed|cannot run here"):
+        find_candidates(read_target(tiny.artifact), backend="tensorrt")
 
 
 def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from onnx import parser
 
 from fcn_deploy import __version__, doctor
 from fcn_deploy.artifact import ArtifactWriter
+from fcn_deploy.backends import backend_names, plan_backend_names
 from fcn_deploy.cli.doctor import main
 from fcn_deploy.machine import usable_cores
 from fcn_deploy.manifest import (
@@ -91,8 +93,12 @@ def test_json_holds_machine_backends_and_libraries(capsys: pytest.CaptureFixture
     assert status == 0
     assert (document["schema_version"], document["version"]) == (1, __version__)
     assert document["machine"]["usable_cores"] == usable_cores()
-    assert [backend["name"] for backend in document["backends"]] == ["openvino", "onnxruntime"]
-    assert all("fp32" in backend["precisions"] for backend in document["backends"])
+    assert [backend["name"] for backend in document["backends"]] == [
+        *backend_names(),
+        *plan_backend_names(),
+    ]
+    graphs = document["backends"][: len(backend_names())]
+    assert all("fp32" in backend["precisions"] for backend in graphs)
     assert {"numpy", "torch", "tensorrt"} <= {
         status["library"]["distribution"] for status in document["libraries"]
     }
@@ -133,6 +139,31 @@ def test_model_is_described_as_the_segmenter_would_open_it(
     assert model["classes"] == ["blue", "green", "red"]
     assert [variant["file"] for variant in model["variants"]] == ["model.onnx"]
     assert model["variants"][0]["fidelity"][0]["miou"] == 0.75
+
+
+def test_plan_is_listed_with_what_built_it_and_for_which_gpus(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    plan = Variant(
+        "model.fp16.tensorrt-rtx.plan",
+        Precision.FP16,
+        backend="tensorrt-rtx",
+        compute_capabilities=("8.6", "8.9"),
+        library_version="1.7.1.116",
+    )
+    path = tmp_path / "brightest.fcn"
+    with ArtifactWriter(path) as writer:
+        writer.add("model.onnx", parser.parse_model(GRAPH).SerializeToString())
+        writer.add(plan.file, b"plan")
+        writer.commit(replace(MANIFEST, variants=(*MANIFEST.variants, plan)))
+
+    main([str(path)])
+    report = capsys.readouterr().out
+    status, document = run_json(capsys, str(path))
+
+    assert "a plan of tensorrt-rtx 1.7.1.116, for GPUs of compute capability 8.6, 8.9" in report
+    assert status == 0
+    assert document["model"]["variants"][1]["compute_capabilities"] == ["8.6", "8.9"]
 
 
 def test_report_of_a_model_says_why_and_how_well(

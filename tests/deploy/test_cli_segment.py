@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fcn_deploy.backends import backend_names
+from fcn_deploy.backends import backend_names, plan_backend_names
 from fcn_deploy.cli import segment
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.tensors import Precision
@@ -218,7 +218,7 @@ def test_the_choices_are_the_librarys() -> None:
     assert segment._POLICIES == POLICIES
     assert get_args(WriterName) == segment._WRITERS
     assert ("auto", *Precision) == segment._PRECISIONS
-    assert ("auto", *backend_names()) == segment._BACKENDS
+    assert ("auto", *backend_names(), *plan_backend_names()) == segment._BACKENDS
 
 
 @pytest.fixture

@@ -19,7 +19,10 @@ def check(
 def test_everything_that_ci_installs_is_up_to_date() -> None:
     found = {status.distribution: status.state for status in libraries.check_libraries()}
 
-    assert {name for name, state in found.items() if state != "ok"} == {"tensorrt", "tensorrt-rtx"}
+    assert {name for name, state in found.items() if state != "ok"} <= {
+        "tensorrt",
+        "pycuda",
+    }
 
 
 def test_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +40,28 @@ def test_nobody_is_told_to_install_what_other_libraries_bring(
     found = check(monkeypatch, {})
 
     assert found["pillow"].advice is None
-    assert found["tensorrt"].advice is None
+
+
+def test_gpu_libraries_are_advised_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "nvidia_gpus", tuple)
+    without = check(monkeypatch, {})
+    monkeypatch.setattr(libraries, "nvidia_gpus", lambda: ("RTX 4090",))
+    with_gpu = check(monkeypatch, {})
+
+    assert {name: without[name].advice for name in ("tensorrt", "tensorrt-rtx", "pycuda")} == {
+        "tensorrt": None,
+        "tensorrt-rtx": None,
+        "pycuda": None,
+    }
+    assert with_gpu["tensorrt"].advice == "pip install -U 'fcn-deploy[gpu]'"
+    assert with_gpu["tensorrt-rtx"].advice == "pip install -U 'fcn-deploy[rtx]'"
+
+
+def test_release_that_works_but_is_unsafe_is_outdated(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = check(monkeypatch, {"tensorrt": "10.13.3.9"})
+
+    assert found["tensorrt"].state == "outdated"
+    assert "CVE-2026-24227" in str(found["tensorrt"].advice)
 
 
 @pytest.mark.parametrize(

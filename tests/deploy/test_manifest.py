@@ -53,10 +53,24 @@ def example_manifest() -> Manifest:
                     ),
                 ),
             ),
+            Variant(
+                "model.fp16.tensorrt.plan",
+                Precision.FP16,
+                backend="tensorrt",
+                compute_capabilities=("8.0+",),
+                profiles=(ShapeRange((1, 64, 64), (1, 512, 512), (8, 1024, 1024), 32),),
+                library_version="11.4.0.106",
+                version_compatible=True,
+                graph="model.onnx",
+                graph_sha256=SHA,
+            ),
         ),
         source=Source("model.pt", SHA, "net:make", "/data/model.pt", {"width": "8"}, "out"),
         provenance={"torch": "2.14.1"},
-        files=(FileEntry("model.onnx", 12, SHA),),
+        files=(
+            FileEntry("model.onnx", 12, SHA),
+            FileEntry("model.fp16.tensorrt.plan", 34, SHA),
+        ),
     )
 
 
@@ -84,6 +98,18 @@ def test_the_keys_are_those_of_the_format() -> None:
         "variants", "source", "provenance",
     }  # fmt: skip
     assert set(document()["shapes"]) == {"min", "opt", "max", "multiple_of"}
+
+
+def test_plans_of_an_earlier_release_say_nothing_of_their_origin() -> None:
+    earlier = document()
+    for variant in earlier["variants"]:
+        for key in ("library_version", "version_compatible", "graph", "graph_sha256"):
+            del variant[key]
+
+    plan = Manifest.from_json(json.dumps(earlier).encode()).variants[1]
+
+    assert (plan.library_version, plan.graph, plan.graph_sha256) == (None, None, None)
+    assert not plan.version_compatible
 
 
 def test_an_unknown_key_is_ignored() -> None:

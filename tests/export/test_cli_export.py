@@ -18,7 +18,8 @@ from fcn_export.cli import main
 from tests.export.tiny_networks import HalfResolution, seeded
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = ("--size", "64x48", "--min-size", "32x32", "--max-size", "96x96")
+SMALL = ("--size", "64x48", "--min-size", "32x32", "--max-size", "96x96")
+SIZES = (*SMALL, "--engine", "none")
 FACTORY = "tests.export.tiny_networks:HalfResolution"
 
 
@@ -111,10 +112,12 @@ def test_json_on_stdout_is_json_alone(
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (("--precision", "fp32,int8"), "precision int8 is not in this version"),
-    (("--calibrate", "images"), "Leave int8 out of --precision, and --calibrate"),
+    (("--precision", "fp32,int8"), "precision int8 takes its ranges from images"),
     (("--max-miou-drop", "-1"), "max_miou_drop is -1.0; expected 0 points or more"),
-    (("--engine", "tensorrt"), "engine 'tensorrt' cannot be built by this version"),
+    (("--engine", "tensorrt"), "TensorRT is not installed. pip install"),
+    (("--engine", "tensorrt-rtx", "--timing-cache", "x"), "takes no --timing-cache"),
+    (("--engine", "none", "--no-tf32"), "tf32 is given, but engine is 'none'"),
+    (("--profiles", "nowhere"), "nowhere"),
     (("--size", "32x32", "--min-size", "64x64"), "height has min 64, opt 32"),
     (("--arch-arg", "classes"), "classes"),
     (("--arch", "nothing"), "--arch 'nothing' is neither one of"),

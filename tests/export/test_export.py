@@ -42,7 +42,7 @@ from tests.export.tiny_networks import (
     seeded,
 )
 
-SMALL = {"size": (96, 80), "min_size": (32, 32), "max_size": (160, 200)}
+SMALL = {"size": (96, 80), "min_size": (32, 32), "max_size": (160, 200), "engine": "none"}
 
 
 def request(**options: Any) -> ExportRequest:
@@ -384,6 +384,10 @@ def test_the_artifact_goes_beside_the_model() -> None:
     ({"precisions": ()}, "precisions is empty"),
     ({"mean": (0.5,)}, "mean has 1 and std 3 values"),
     ({"std": (0.5, 0.5, 0.0)}, "above 0"),
+    ({"engine": "trt"}, "engine is 'trt'; expected one of auto, none, tensorrt, tensorrt-rtx"),
+    ({"workspace_mb": 0}, "workspace_mb is 0"),
+    ({"compute_capabilities": ("7.0",)}, "compute capability is '7.0'"),
+    ({"engine": "none", "tf32": False}, "tf32 is given, but engine is 'none'"),
 ])  # fmt: skip
 def test_contradictions_are_refused_before_any_work(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

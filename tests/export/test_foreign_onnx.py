@@ -59,8 +59,8 @@ def network(
 
 
 def request(**options: Any) -> ExportRequest:
-    sizes = {"size": (48, 56), "min_size": (32, 32), "max_size": (100, 120)}
-    return ExportRequest(**{**sizes, **options})
+    usual = {"size": (48, 56), "min_size": (32, 32), "max_size": (100, 120), "engine": "none"}
+    return ExportRequest(**{**usual, **options})
 
 
 @pytest.mark.parametrize("ends", [(), ("Softmax",), ("ArgMax",), ("Softmax", "ArgMax")])

@@ -1,0 +1,113 @@
+"""Who takes part: a row of the table each, and how a process opens it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fcn_bench.network import Network
+from fcn_bench.opening import open_network
+from fcn_deploy.loading import IMAGENET_MEAN, IMAGENET_STD
+from fcn_deploy.machine import describe_machine
+from peers.libraries import LIBRARIES
+from peers.subject import Subject
+
+__all__ = ["Contender", "contenders", "has_bf16"]
+
+OURS = "fcn-deploy"
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One row: a library, how it is used, and in which arithmetic.
+
+    Attributes:
+        description: what `open` needs, as plain values that cross to another process.
+    """
+
+    library: str
+    mode: str
+    precision: str
+    description: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.library}, {self.mode}" if self.mode else self.library
+
+    @property
+    def is_ours(self) -> bool:
+        return self.library == OURS
+
+    def open(self) -> Network:
+        """Load it, in the process that will run it."""
+        if self.description["kind"] == "library":
+            return LIBRARIES[self.library](
+                Path(self.description["graph"]),
+                precision=self.precision,
+                threads=self.description["threads"],
+            )
+        return open_network(self.description, streams=1)
+
+
+def has_bf16() -> bool:
+    """Say whether the CPU computes in bf16 natively; on others bf16 is slower than fp32."""
+    features = describe_machine().features
+    return any(feature.name == "BF16" and bool(feature.present) for feature in features)
+
+
+def contenders(
+    subject: Subject, graph: Path, *, threads: int, brief: bool = False
+) -> list[Contender]:
+    """List who takes part on this machine; the first is the reference, eager fp32 PyTorch.
+
+    Args:
+        graph: the user's graph, bound to the size of the frames.
+        brief: only the one way of each library that its users begin with.
+    """
+    precisions = ["fp32", "bf16"] if has_bf16() else ["fp32"]
+
+    def torch_row(mode: str, precision: str) -> Contender:
+        described = {
+            "kind": "torch",
+            "path": str(subject.checkpoint),
+            "arch": subject.arch,
+            "arch_args": {},
+            "output_key": None,
+            "trust_code": False,
+            "mode": mode,
+            "threads": threads,
+            "multiple_of": 1,
+            "preprocess": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "color": "rgb"},
+        }
+        return Contender("PyTorch", mode, precision, described)
+
+    def library_row(library: str, precision: str) -> Contender:
+        described = {"kind": "library", "graph": str(graph), "threads": threads}
+        return Contender(library, "full graph", precision, described)
+
+    def our_row(backend: str, precision: str) -> Contender:
+        described = {
+            "kind": "segmenter",
+            "path": str(subject.artifact),
+            "backend": backend,
+            "precision": precision,
+            "threads": threads,
+            "mean": None,
+            "std": None,
+            "color": None,
+        }
+        return Contender(OURS, f"on {backend}", precision, described)
+
+    ladder = [torch_row("eager", "fp32"), torch_row("channels_last", "fp32")]
+    if has_bf16():
+        ladder.append(torch_row("bf16-autocast", "bf16"))
+    others = [
+        library_row("ONNX Runtime", "fp32"),
+        *(library_row("OpenVINO", precision) for precision in precisions),
+        library_row("OpenCV dnn", "fp32"),
+    ]
+    ours = [our_row("openvino", precision) for precision in precisions]
+    if brief:
+        return [ladder[0], *others[:-1], *ours]
+    return [*ladder, *others, our_row("onnxruntime", "fp32"), *ours]

@@ -1,0 +1,124 @@
+"""Contenders take turns on the same frames: durations by round, labels, and their agreement."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from fcn_bench.environment import ForeignCpu
+from fcn_bench.rounds import Plan, Series, Track, interleave
+from fcn_bench.stats import Ratio, ratio_of_medians
+from fcn_deploy.tensors import Array
+from peers.contenders import Contender
+from peers.process import Process
+
+__all__ = ["Lane", "Race", "run_race"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What one contender gave.
+
+    Attributes:
+        frames_ms: durations of whole calls, by round.
+        network_ms: of the network's part of each.
+        agreement: share of pixels with the reference's label.
+    """
+
+    contender: Contender
+    frames_ms: list[list[float]]
+    network_ms: list[list[float]]
+    agreement: float
+
+    @property
+    def median_ms(self) -> float:
+        return statistics.median(value for part in self.frames_ms for value in part)
+
+    @property
+    def network_median_ms(self) -> float:
+        return statistics.median(value for part in self.network_ms for value in part)
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """One run of contenders on the same frames.
+
+    Attributes:
+        lanes: in the order given; the first is the reference.
+        foreign_cpu: the median share of the CPUs that other programs took, None if unknown.
+    """
+
+    lanes: tuple[Lane, ...]
+    rounds: int
+    foreign_cpu: float | None
+
+    def lane(self, library: str, precision: str = "fp32") -> Lane | None:
+        """Give a library's fastest lane of one precision."""
+        found = [
+            lane
+            for lane in self.lanes
+            if (lane.contender.library, lane.contender.precision) == (library, precision)
+        ]
+        return min(found, key=lambda lane: lane.median_ms, default=None)
+
+    def ratio(self, slower: Lane, faster: Lane) -> Ratio:
+        """Say how many times `slower` takes the time of `faster`, with a 95 % interval."""
+        return ratio_of_medians(slower.frames_ms, faster.frames_ms)
+
+
+def run_race(
+    contenders: Sequence[Contender],
+    frames_bgr: Sequence[Array],
+    *,
+    batch: int,
+    plan: Plan,
+    say: Say,
+    extra: Sequence[Track] = (),
+    extra_series: list[Series] | None = None,
+) -> Race:
+    """Load every contender in a process of its own, compare labels, and time them in turns.
+
+    Args:
+        frames_bgr: uint8 [H, W, 3] each, of one size.
+        batch: frames in one call.
+        extra: what else takes turns, though it gives no labels; its series are appended to
+            `extra_series`.
+
+    Raises:
+        BenchmarkError: a contender cannot be loaded, or its process ended.
+    """
+    frames = list(frames_bgr)
+    batches = [frames[start : start + batch] for start in range(0, len(frames), batch)]
+    with ExitStack() as stack:
+        running = [stack.enter_context(Process(contender, batches)) for contender in contenders]
+        for process in running:
+            process.wait_until_open()
+        say(f"{len(running)} contenders are loaded")
+        reference = running[0].labels()
+        agreements = []
+        for process in running:
+            agreements.append(_agreement(process.labels(), reference))
+            say(f"{process.contender.name}: {agreements[-1]:.3%} of the labels as the first")
+        tracks = [Track(process.contender.name, process, "frame") for process in running]
+        share = ForeignCpu(lambda: [os.getpid(), *(process.pid for process in running)])
+        series = interleave([*tracks, *extra], plan, foreign_cpu=share, on_step=say)
+    own = series[: len(tracks)]
+    if extra_series is not None:
+        extra_series.extend(series[len(tracks) :])
+    lanes = tuple(
+        Lane(contender, found.durations_ms("frame"), found.durations_ms("compute"), agreement)
+        for contender, found, agreement in zip(contenders, own, agreements, strict=True)
+    )
+    foreign = [value for found in own for value in found.foreign_cpu]
+    return Race(lanes, len(own[0].slices), statistics.median(foreign) if foreign else None)
+
+
+def _agreement(found: Sequence[Array], reference: Sequence[Array]) -> float:
+    return float(np.mean([np.mean(a == b) for a, b in zip(found, reference, strict=True)]))

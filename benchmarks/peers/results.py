@@ -1,0 +1,152 @@
+"""RESULTS.md: one part for each section, replaced by the run that measured it anew."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fcn_bench.environment import describe_environment
+from fcn_bench.stats import Ratio
+from fcn_deploy.machine import Machine, describe_machine
+from peers.race import Lane, Race
+
+__all__ = ["TITLES", "describe_run", "number", "race_table", "ratio_text", "table", "write_section"]
+
+TITLES = {
+    "machine": "The machine",
+    "lraspp": "LR-ASPP MobileNetV3, 720x1280: frame to labels",
+    "fcn": "FCN-ResNet50, 512x512: frame to labels",
+    "head": "The head alone: scores to labels",
+    "overhead": "What the runtime adds, and what is left against the CPU's peak",
+    "pixels": "How cost grows: pixels",
+    "classes": "How cost grows: classes",
+    "batch": "How cost grows: batch",
+}
+"""Sections in the order in which they stand in the file."""
+
+_HEADING = """# Results against peers
+
+Written by `make peers` (`python -m benchmarks.peers`); do not edit. What the tables mean, and what
+was tried, stands in [NOTES.md](NOTES.md).
+"""
+
+
+def write_section(file: Path, name: str, text: str) -> None:
+    """Put a section into the file in place of its older self; the file appears when whole."""
+    sections = _read(file)
+    sections[name] = text.strip()
+    parts = [_HEADING]
+    for section, title in TITLES.items():
+        if section in sections:
+            parts.append(
+                f"<!-- begin {section} -->\n## {title}\n\n{sections[section]}\n"
+                f"<!-- end {section} -->\n"
+            )
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    partial.write_text("\n".join(parts), encoding="utf-8")
+    partial.replace(file)
+
+
+def describe_run(*, threads: int) -> str:
+    """Describe the machine and the libraries, and what the machine lacks."""
+    environment = describe_environment(threads=threads, streams=1)
+    machine = describe_machine()
+    versions = ", ".join(
+        f"{name} {environment['libraries'][name]}"
+        for name in ("torch", "onnxruntime", "openvino", "opencv-python-headless", "numba")
+        if name in environment["libraries"]
+    )
+    rows: list[Sequence[Any]] = [
+        ("CPU", environment["cpu"]),
+        ("cores that are used", environment["cores"]),
+        ("instructions", ", ".join(environment["cpu_features"])),
+        ("system", f"{environment['system']}, Python {environment['python']}"),
+        ("libraries", versions),
+        ("threads of every row", threads),
+    ]
+    return "\n".join([*table(("", ""), rows), "", _lacks(machine), _rules()])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Give a Markdown table."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (header, *rows)]
+    return [lines[0], "|" + "---|" * len(header), *lines[1:]]
+
+
+def race_table(race: Race, *, base: Lane) -> list[str]:
+    """Give the rows of a race, slowest first as they were listed, with ratios against `base`."""
+    rows = []
+    eager = race.lanes[0]
+    for lane in race.lanes:
+        rows.append(
+            (
+                lane.contender.name,
+                lane.contender.precision,
+                number(lane.median_ms),
+                number(lane.network_median_ms),
+                ratio_text(race.ratio(eager, lane)),
+                ratio_text(race.ratio(lane, base)),
+                f"{lane.agreement:.3%}",
+            )
+        )
+    header = (
+        "frame to labels",
+        "precision",
+        "ms",
+        "of which its network call",
+        "eager / it",
+        f"it / {base.contender.name} {base.contender.precision}",
+        "labels as eager fp32",
+    )
+    return [*table(header, rows), "", noise_text(race)]
+
+
+def noise_text(race: Race) -> str:
+    """Say how a race was run and how quiet the machine was."""
+    quiet = (
+        ""
+        if race.foreign_cpu is None
+        else f" Other programs took {race.foreign_cpu:.0%} of the CPUs meanwhile (median)."
+    )
+    day = datetime.now(UTC).date().isoformat()
+    return f"{day}, {race.rounds} rounds, rows taking turns.{quiet}"
+
+
+def ratio_text(ratio: Ratio) -> str:
+    return f"{number(ratio.value)} [{number(ratio.low)}, {number(ratio.high)}]"
+
+
+def number(value: float) -> str:
+    """Write three significant digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _read(file: Path) -> dict[str, str]:
+    if not file.is_file():
+        return {}
+    pattern = r"<!-- begin (\w+) -->\n## [^\n]*\n\n(.*?)\n<!-- end \1 -->"
+    return dict(re.findall(pattern, file.read_text(encoding="utf-8"), re.DOTALL))
+
+
+def _lacks(machine: Machine) -> str:
+    missing = [feature for feature in machine.features if feature.present is False]
+    if not missing:
+        return "The CPU has all instructions that matter here."
+    named = "; ".join(f"{feature.name} ({feature.purpose})" for feature in missing)
+    text = f"The CPU lacks: {named}."
+    if any(feature.name == "BF16" for feature in missing):
+        text += " There are no bf16 rows therefore: they appear where the CPU has it."
+    return text
+
+
+def _rules() -> str:
+    return (
+        "Every row is fed the same uint8 BGR frames, held-out scenes of `benchmarks/scenes`, and "
+        "gives uint8 labels of the frame's size; the networks were trained on such scenes. Times "
+        "are medians. Ratios are of medians, with 95 % bootstrap intervals. Each row has a process "
+        "of its own, unless a section says otherwise."
+    )

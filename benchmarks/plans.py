@@ -1,0 +1,157 @@
+"""Build plans of the usual networks in every precision; print sizes, build times, layers' types.
+
+    python -m benchmarks.plans --network brain,lraspp,fcn_resnet50,transposed
+
+Weights are random and quantisation scales made up: neither changes what is built. Nothing is run,
+so no GPU is needed; the time is of this machine's CPU and says nothing of the GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from fcn_deploy.manifest import Preprocess
+from fcn_deploy.profile import ShapeRange
+from fcn_deploy.tensors import Precision, TensorSpec
+from fcn_export.engine import BuildConfig, build_engine, image_profile
+from fcn_export.graph import trace
+from fcn_export.graph_spec import GraphSpec, default_preprocess
+from fcn_export.passes.fp16 import convert_to_fp16, fp16_remainder
+from fcn_export.quantize.image_report import ImageReport
+from fcn_export.quantize.int8 import Int8Builder, prepare
+from fcn_export.quantize.placement import place
+from fcn_export.quantize.table import CalibrationKey, CalibrationTable
+from fcn_export.quantize.thresholds import METHODS
+
+if TYPE_CHECKING:
+    from fcn_export.engine import BuiltEngine
+
+SHAPES = ShapeRange((1, 64, 64), (1, 512, 512), (8, 1024, 1024))
+_CLASSES = 21
+_THRESHOLD = 4.0
+_IMAGE = TensorSpec("image", "uint8", (None, None, None, 3))
+
+
+class TransposedFCN(nn.Module):
+    """ResNet-18, a score layer, and one ConvTranspose of stride 32 up to the input's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import resnet18
+
+        self.features = nn.Sequential(*list(resnet18(weights=None).children())[:-2])
+        self.score = nn.Conv2d(512, _CLASSES, 1)
+        self.up = nn.ConvTranspose2d(_CLASSES, _CLASSES, 64, stride=32, padding=16, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Score every class at every pixel: [N, 3, H, W] to [N, 21, H, W]."""
+        full: Tensor = self.up(self.score(self.features(x)))
+        return full[:, :, : x.shape[2], : x.shape[3]]
+
+
+def brain() -> nn.Module:
+    from examples.brain_tissue.network import brain_tissue_fcn
+
+    return brain_tissue_fcn()
+
+
+def lraspp() -> nn.Module:
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+    network: nn.Module = lraspp_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=_CLASSES
+    )
+    return network
+
+
+def fcn_resnet50() -> nn.Module:
+    from torchvision.models.segmentation import fcn_resnet50 as make
+
+    network: nn.Module = make(
+        weights=None, weights_backbone=None, num_classes=_CLASSES, aux_loss=False
+    )
+    return network
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Preprocess]] = {
+    "brain": (brain, Preprocess((0.5,), (0.25,), "gray")),
+    "lraspp": (lraspp, default_preprocess()),
+    "transposed": (TransposedFCN, default_preprocess()),
+    "fcn_resnet50": (fcn_resnet50, default_preprocess()),
+}
+
+
+def main() -> int:
+    """Run the command; give its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default=",".join(NETWORKS), metavar="LIST")
+    options = parser.parse_args()
+    form = "{:<14}{:<6}{:>10}{:>10}{:>9}  {}\n"
+    sys.stdout.write(form.format("network", "", "graph MB", "plan MB", "build s", "layers"))
+    for name in options.network.split(","):
+        graph = traced(name)
+        for precision in (Precision.FP32, Precision.FP16, Precision.INT8):
+            size, engine = build(graph, precision)
+            shares = ", ".join(f"{share:.0%} {kind}" for kind, share in engine.layer_shares.items())
+            figures = (
+                f"{size / 1e6:.1f}",
+                f"{len(engine.plan) / 1e6:.1f}",
+                f"{engine.seconds:.1f}",
+            )
+            sys.stdout.write(form.format(name, str(precision), *figures, shares))
+            sys.stdout.flush()
+    return 0
+
+
+def traced(name: str) -> onnx.ModelProto:
+    """Export a network with random weights, in float32."""
+    make, preprocess = NETWORKS[name]
+    torch.manual_seed(0)
+    classes = 4 if name == "brain" else _CLASSES
+    spec = GraphSpec(preprocess, num_classes=classes, upsample=False)
+    return trace(make().eval(), spec).model
+
+
+def build(graph: onnx.ModelProto, precision: Precision) -> tuple[int, BuiltEngine]:
+    """Build a plan; gives the graph's size in bytes and the plan."""
+    config = BuildConfig(
+        library="tensorrt-rtx", precision=precision, profiles=(image_profile(_IMAGE, SHAPES),)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(in_precision(graph, precision).SerializeToString())
+        return path.stat().st_size, build_engine(path, config)
+
+
+def in_precision(graph: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
+    """Give a graph's variant as a plan is built from it; the graph itself is not changed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    if precision is Precision.FP16:
+        convert_to_fp16(copy)
+    if precision is Precision.INT8:
+        prepared = prepare(copy)
+        copy = Int8Builder(prepared, _made_up_table(prepared)).build(method="minmax").model
+        fp16_remainder(copy)
+    return copy
+
+
+def _made_up_table(model: onnx.ModelProto) -> CalibrationTable:
+    names = {name for group in place(model.graph).groups.values() for name in group}
+    sides = ((512, 512),) * 3
+    images = ImageReport(16, 16, (0.25,) * 4, (16,) * 4, 100.0, 20.0, 0, sides, (512, 512))
+    thresholds = {name: dict.fromkeys(METHODS, _THRESHOLD) for name in names}
+    return CalibrationTable(CalibrationKey("made", "up", "here"), thresholds, {}, images)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

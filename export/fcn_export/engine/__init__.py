@@ -1,0 +1,18 @@
+"""TensorRT and TensorRT-RTX plans: built from ONNX graphs, and proven."""
+
+from __future__ import annotations
+
+from fcn_export.engine.build import BuiltEngine, build_engine
+from fcn_export.engine.config import BuildConfig
+from fcn_export.engine.profiles import EngineProfile, InputShapes, image_profile
+from fcn_export.engine.progress import BuildProgress
+
+__all__ = [
+    "BuildConfig",
+    "BuildProgress",
+    "BuiltEngine",
+    "EngineProfile",
+    "InputShapes",
+    "build_engine",
+    "image_profile",
+]

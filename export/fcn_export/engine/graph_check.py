@@ -1,0 +1,52 @@
+"""What would end in a plan that is wrong, late or never: told before TensorRT sees the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fcn_deploy.errors import BuildError, UnsupportedModelError, UnsupportedOpError
+from fcn_export.passes.element_types import element_types
+from fcn_export.passes.lint import lint
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["check_graph"]
+
+_FP8_FROM = (8, 9)  # compute capability of the first GPUs with FP8 arithmetic (Ada)
+
+
+def check_graph(model: onnx.ModelProto, targets: Sequence[str], *, name: str) -> None:
+    """Look for what TensorRT refuses late, with an obscure message, or takes for something else.
+
+    Args:
+        targets: compute capabilities to build for; empty where they are not chosen.
+        name: of the graph's file.
+
+    Raises:
+        UnsupportedOpError: a node that TensorRT cannot run, or would run wrongly; the first is
+            named, and how many there are.
+        BuildError: a target cannot compute in a type of the graph.
+    """
+    try:
+        found = lint(model)
+        types = element_types(model)
+    except UnsupportedModelError as error:
+        raise BuildError(f"'{name}': {error.message}", hint=error.hint) from error
+    if found:
+        more = f" ({len(found)} such faults in all)" if len(found) > 1 else ""
+        raise UnsupportedOpError(f"TensorRT cannot build '{name}': {found[0]}{more}.")
+    too_old = [target for target in targets if tuple(map(int, target.split("."))) < _FP8_FROM]
+    if too_old and any(kind in _fp8_types() for kind in types.values()):
+        raise BuildError(
+            f"'{name}' has FP8 Q/DQ, which needs compute capability 8.9 or later; "
+            f"{', '.join(too_old)} was asked for.",
+            hint="Name later GPUs with --compute-capability, or quantise to INT8.",
+        )
+
+
+def _fp8_types() -> tuple[int, ...]:
+    from onnx import TensorProto
+
+    return TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2

@@ -1,0 +1,110 @@
+"""Keep the budget of a reduced precision: judge it plainly, search where it loses too much."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
+
+from fcn_deploy.backends import backend_names, get_backend
+from fcn_deploy.tensors import Precision
+from fcn_export.quantize.judge import Judge, Score
+from fcn_export.quantize.search import Block, Search, SearchNotes, SearchResult
+from fcn_export.variants import Making
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["LOW_COST", "keep_budget"]
+
+LOW_COST = {Precision.FP16: 0.5, Precision.INT8: 0.25}
+"""What a layer costs of what it costs in fp32: bytes of a value. An estimate, for choosing."""
+
+_RANKING_IMAGES = 8
+
+
+def keep_budget(
+    making: Making,
+    precision: Precision,
+    model: onnx.ModelProto,
+    blocks: Sequence[Block],
+    build: Callable[[Collection[str]], onnx.ModelProto],
+    *,
+    key: str,
+    quick: bool = False,
+) -> SearchResult | None:
+    """Find which blocks to keep in fp32 so that the export's budget holds on every backend here.
+
+    Scores are kept in a file beside the artifact until the budget holds, so that an export that
+    was stopped goes on where it was.
+
+    Args:
+        model: the fp32 graph.
+        build: makes the variant that keeps the nodes named in fp32.
+        key: what decides the variant, beside the nodes that are kept.
+        quick: search only if a few images lose more than half of the budget: for precisions that
+            hardly ever lose any.
+
+    Returns:
+        None without ground truth: there is no mean IoU to keep; and where `quick` says enough.
+
+    Raises:
+        BudgetError: the budget holds with no block lowered.
+    """
+    if not making.has_labels:
+        return None
+    able = [name for name in backend_names() if get_backend(name).available()]
+    backends = [name for name in able if precision in get_backend(name).precisions()]
+    making.steps.tell("labels of the fp32 graph")
+    if quick and _few_lose_little(making, precision, model, backends, build(())):
+        return None
+    all_images = _judge(making, model, backends)
+    few_images: list[Judge] = []  # made when the first layer is judged: most networks need none
+
+    def judge_few(variant: onnx.ModelProto) -> Score:
+        if not few_images:
+            every = max(1, all_images.images // _RANKING_IMAGES)
+            few_images.append(_judge(making, model, backends[:1], every))
+        return few_images[0].score(variant, precision)
+
+    path = making.artifact.with_name(f".{making.artifact.name}.{precision}-search.json")
+    digest = hashlib.sha256(f"{key} {all_images.digest} {backends}".encode()).hexdigest()
+    notes = SearchNotes(path, digest)
+    search = Search(
+        blocks=blocks,
+        build=build,
+        judge_few=judge_few,
+        judge_all=lambda variant: all_images.score(variant, precision),
+        low_cost=LOW_COST[precision],
+        notes=notes,
+    )
+    result = search.run(making.request.max_miou_drop, on_progress=making.steps.tell)
+    notes.clear()
+    return result
+
+
+def _few_lose_little(
+    making: Making,
+    precision: Precision,
+    model: onnx.ModelProto,
+    backends: Sequence[str],
+    variant: onnx.ModelProto,
+) -> bool:
+    every = max(1, sum(1 for _ in making.items()) // _RANKING_IMAGES)
+    drop = _judge(making, model, backends, every).score(variant, precision).miou_drop
+    return drop is not None and drop <= making.request.max_miou_drop / 2
+
+
+def _judge(
+    making: Making, model: onnx.ModelProto, backends: Sequence[str], every: int = 1
+) -> Judge:
+    staged = making.staged
+    return Judge(
+        model,
+        making.items,
+        staged.spec,
+        staged.shapes,
+        has_labels=making.has_labels,
+        backends=backends,
+        every=every,
+    )

@@ -1,0 +1,185 @@
+"""The CUDA driver by way of PyCUDA; CUDA graphs and foreign streams by way of cuda.bindings.
+
+Never `pycuda.autoinit`: it makes a context of its own, in which PyTorch's, ONNX Runtime's and
+TensorRT's pointers and streams mean nothing. All of these use the primary context, as we do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from fcn_deploy.backends.tensorrt._cuda_python import Graphs, order_streams
+from fcn_deploy.backends.tensorrt.device import DeviceInfo, out_of_memory
+from fcn_deploy.errors import BackendUnavailableError, ExecutionError
+from fcn_deploy.tensors import Array
+
+__all__ = ["PyCudaDevice"]
+
+_STREAM_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING of cuda.h
+
+
+class PyCudaDevice:
+    """One GPU through PyCUDA."""
+
+    name = "pycuda"
+
+    def __init__(self, ordinal: int) -> None:
+        self._driver = driver = _require_pycuda()
+        with _translated("cuInit", driver, BackendUnavailableError):
+            driver.init()
+            count = driver.Device.count()
+        if not 0 <= ordinal < count:
+            raise BackendUnavailableError(
+                f"there is no GPU {ordinal}: the driver sees {count}.",
+                hint="Check nvidia-smi and CUDA_VISIBLE_DEVICES.",
+            )
+        device = driver.Device(ordinal)
+        with _translated("cuDevicePrimaryCtxRetain", driver):
+            self._context: Any = device.retain_primary_context()
+        self._streams: dict[int, Any] = {}
+        self._allocations: dict[int, Any] = {}
+        self._graphs = Graphs()
+        self.has_graphs = find_spec("cuda") is not None and find_spec("cuda.bindings") is not None
+        self.info = DeviceInfo(
+            ordinal=ordinal,
+            name=device.name(),
+            compute_capability=device.compute_capability(),
+            total_bytes=device.total_memory(),
+        )
+
+    @contextmanager
+    def current(self) -> Generator[None]:
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._driver.Context.pop()
+
+    def memory_info(self) -> tuple[int, int]:
+        free, total = self._driver.mem_get_info()
+        return int(free), int(total)
+
+    def alloc(self, num_bytes: int) -> int:
+        with _translated("cuMemAlloc", self._driver):
+            try:
+                allocation = self._driver.mem_alloc(num_bytes)
+            except self._driver.MemoryError as error:
+                raise out_of_memory(num_bytes, *self.memory_info(), what="a buffer") from error
+        self._allocations[int(allocation)] = allocation
+        return int(allocation)
+
+    def free(self, address: int) -> None:
+        self._allocations.pop(address).free()
+
+    def pinned(self, num_bytes: int) -> Array:
+        with _translated("cuMemHostAlloc", self._driver):
+            memory: Array = self._driver.pagelocked_empty(num_bytes, np.uint8)
+        return memory
+
+    def free_pinned(self, array: Array) -> None:
+        array.base.free()  # type: ignore[union-attr]  # PyCUDA's own holder of the memory
+
+    def upload(self, address: int, source: Array, stream: int) -> None:
+        with _translated("cuMemcpyHtoDAsync", self._driver):
+            self._driver.memcpy_htod_async(address, source, self._streams[stream])
+
+    def download(self, target: Array, address: int, stream: int) -> None:
+        with _translated("cuMemcpyDtoHAsync", self._driver):
+            self._driver.memcpy_dtoh_async(target, address, self._streams[stream])
+
+    def stream(self) -> int:
+        with _translated("cuStreamCreate", self._driver):
+            stream = self._driver.Stream(_STREAM_NON_BLOCKING)
+        self._streams[stream.handle] = stream
+        return int(stream.handle)
+
+    def event(self, *, timing: bool = False) -> Any:
+        flags = self._driver.event_flags
+        with _translated("cuEventCreate", self._driver):
+            return self._driver.Event(flags.DEFAULT if timing else flags.DISABLE_TIMING)
+
+    def record(self, event: Any, stream: int) -> None:
+        with _translated("cuEventRecord", self._driver):
+            event.record(self._streams[stream])
+
+    def wait(self, stream: int, event: Any) -> None:
+        with _translated("cuStreamWaitEvent", self._driver):
+            self._streams[stream].wait_for_event(event)
+
+    def order(self, before: int, after: int) -> None:
+        order_streams(before, after)  # PyCUDA knows no streams but its own
+
+    def synchronize(self, event: Any) -> None:
+        with _translated("cuEventSynchronize", self._driver):
+            event.synchronize()
+
+    def is_done(self, event: Any) -> bool:
+        with _translated("cuEventQuery", self._driver):
+            return bool(event.query())
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        with _translated("cuEventElapsedTime", self._driver):
+            return float(end.time_since(start))
+
+    def begin_capture(self, stream: int) -> None:
+        self._graphs.begin(stream)
+
+    def end_capture(self, stream: int) -> Any:
+        return self._graphs.end(stream)
+
+    def launch(self, graph: Any, stream: int) -> None:
+        self._graphs.launch(graph, stream)
+
+    def load_kernel(self, image: bytes, name: str) -> Any:
+        with _translated("cuModuleLoadData", self._driver):
+            return self._driver.module_from_buffer(image).get_function(name)
+
+    def launch_kernel(
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        argument: bytes,
+        stream: int,
+    ) -> None:
+        content = np.frombuffer(argument, np.uint8)  # PyCUDA passes an array's bytes by value
+        with _translated("cuLaunchKernel", self._driver):
+            kernel(content, grid=grid, block=block, stream=self._streams[stream])
+
+    def release(self, *resources: Any) -> None:
+        for resource in resources:
+            if isinstance(resource, int):
+                del self._streams[resource]  # PyCUDA destroys it with its last reference
+            elif not isinstance(resource, self._driver.Event):  # as it does events
+                self._graphs.destroy(resource)
+
+    def close(self) -> None:
+        self._context = None
+
+
+@contextmanager
+def _translated(
+    function: str, driver: ModuleType, kind: type[Exception] = ExecutionError
+) -> Generator[None]:
+    try:
+        yield
+    except driver.Error as error:
+        raise kind(f"the CUDA driver failed in {function}: {error}.") from error
+
+
+def _require_pycuda() -> ModuleType:
+    try:
+        import pycuda.driver
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"pycuda cannot be imported: {error}.",
+            hint="pip install pycuda (it needs CUDA's headers), or cuda-bindings in its place.",
+        ) from error
+    module: ModuleType = pycuda.driver
+    return module

@@ -1,0 +1,126 @@
+"""TensorRT and TensorRT-RTX behind the runtime's protocols: plans in, labels out."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+
+from fcn_deploy.backends.base import ContextManaged, ModelSource
+from fcn_deploy.backends.tensorrt.api import installed, load_tensorrt
+from fcn_deploy.backends.tensorrt.device import device_problem, open_device
+from fcn_deploy.backends.tensorrt.engine import TrtEngine
+from fcn_deploy.backends.tensorrt.plan_check import PlanRecord, check_plan
+from fcn_deploy.backends.tensorrt.session import InferenceSession
+from fcn_deploy.backends.tensorrt.surface import LibraryName
+from fcn_deploy.errors import BackendUnavailableError, EngineMismatchError
+from fcn_deploy.manifest import Manifest, Variant
+from fcn_deploy.tensors import Array, Precision
+
+__all__ = ["TensorRtBackend", "TensorRtRtxBackend", "TrtContext"]
+
+_DEPTH = 3
+"""Runs under way in a session: one copied in, one executed, one copied out."""
+
+
+class TensorRtBackend:
+    """Runs plans that TensorRT built for this GPU."""
+
+    name: LibraryName = "tensorrt"
+    suffixes = (".plan",)
+
+    def available(self) -> bool:
+        return installed(self.name) and device_problem() is None
+
+    def version(self) -> str:
+        library = load_tensorrt(self.name)
+        problem = device_problem()
+        if problem is not None:
+            raise BackendUnavailableError(
+                f"{self.name} cannot run here: {problem}.",
+                hint="A plan needs an NVIDIA GPU with its driver, and: pip install "
+                "'fcn-deploy[gpu]'",
+            )
+        return library.release
+
+    def precisions(self) -> tuple[Precision, ...]:
+        self.version()
+        return tuple(Precision)  # a plan's precision is its own; its builder knew the GPU
+
+    def obstacle(self, variant: Variant, manifest: Manifest) -> str | None:
+        """Say why a plan of an artifact cannot run here, or None. Opens the GPU for a moment."""
+        try:
+            library = load_tensorrt(self.name)
+            device = open_device()
+        except BackendUnavailableError as error:
+            return error.message
+        try:
+            check_plan(PlanRecord.of(variant, manifest), library, device.info, name=variant.file)
+        except EngineMismatchError as error:
+            return error.message
+        finally:
+            device.close()
+        return None
+
+    def open(
+        self,
+        source: ModelSource,
+        /,
+        *,
+        precision: Precision = Precision.FP32,
+        num_threads: int | None = None,
+        num_streams: int = 1,
+    ) -> TrtContext:
+        self.version()
+        if source.data is None or source.outputs is not None:
+            raise ValueError(f"'{source.path}' is a plan: it comes as bytes and runs whole")
+        record = None
+        if source.manifest is not None:
+            for variant in source.manifest.variants:
+                if variant.file == source.path.name:
+                    record = PlanRecord.of(variant, source.manifest)
+        engine = TrtEngine(
+            source.data,
+            library=load_tensorrt(self.name),
+            device=open_device(),
+            name=source.path.name,
+            record=record,
+        )
+        return TrtContext(engine, num_streams=num_streams)
+
+
+class TensorRtRtxBackend(TensorRtBackend):
+    """Runs plans that TensorRT-RTX built, for one or several kinds of GPU."""
+
+    name: LibraryName = "tensorrt-rtx"
+
+
+class TrtContext(ContextManaged):
+    """An engine and one session a stream; threads take the sessions in turn."""
+
+    def __init__(self, engine: TrtEngine, *, num_streams: int) -> None:
+        super().__init__()
+        self.engine = engine
+        self.inputs = engine.inputs
+        self.outputs = engine.outputs
+        self._num_streams = num_streams
+        self._sessions: list[InferenceSession] = []
+        self._turns = itertools.count()
+        self._lock = threading.Lock()
+
+    def execute(
+        self, feeds: Mapping[str, Array], /, *, outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        return self._session().submit(feeds, outputs=outputs).result()
+
+    def close(self) -> None:
+        super().close()
+        self.engine.close()
+
+    def _session(self) -> InferenceSession:
+        with self._lock:
+            self._require_usable(f"the network '{self.engine.name}'")
+            turn = next(self._turns) % self._num_streams
+            if turn == len(self._sessions):
+                self._sessions.append(self.engine.session(depth=_DEPTH))
+            return self._sessions[turn]
