@@ -126,7 +126,12 @@ def runners(graphs: Iterable[Precision] = (Precision.FP32,)) -> tuple[Runner, ..
         Every backend and precision, in the order of precisions.
     """
     held = set(graphs)
-    able = {name: get_backend(name) for name in backend_names() if get_backend(name).available()}
+    backends = {name: get_backend(name) for name in backend_names()}
+    able = {
+        name: backend
+        for name, backend in backends.items()
+        if ".onnx" in backend.suffixes and backend.available()  # others read plans
+    }
     return tuple(
         Runner(name, precision)
         for precision in Precision

@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-from fcn_deploy.backends import backend_names, get_backend
+from fcn_deploy.choice import graph_precision
 from fcn_deploy.tensors import Precision
+from fcn_export.measure import runners
 from fcn_export.quantize.judge import Judge, Score
 from fcn_export.quantize.search import Block, Search, SearchNotes, SearchResult
 from fcn_export.variants import Making
@@ -53,8 +54,8 @@ def keep_budget(
     """
     if not making.has_labels:
         return None
-    able = [name for name in backend_names() if get_backend(name).available()]
-    backends = [name for name in able if precision in get_backend(name).precisions()]
+    able = runners((graph_precision(precision),))
+    backends = [runner.backend for runner in able if runner.precision is precision]
     making.steps.tell("labels of the fp32 graph")
     if quick and _few_lose_little(making, precision, model, backends, build(())):
         return None

@@ -47,6 +47,9 @@ class TensorRtBackend:
         self.version()
         return tuple(Precision)  # a plan's precision is its own; its builder knew the GPU
 
+    def arithmetic(self, precision: Precision) -> str:
+        return f"{precision}, in the types that the plan was built with"
+
     def obstacle(self, variant: Variant, manifest: Manifest) -> str | None:
         """Say why a plan of an artifact cannot run here, or None. Opens the GPU for a moment."""
         try:
