@@ -111,8 +111,8 @@ def test_json_on_stdout_is_json_alone(
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (("--precision", "fp32,int8"), "precision int8 is not in this version"),
-    (("--calibrate", "images"), "Leave int8 out of --precision, and --calibrate"),
+    (("--precision", "fp32,int8"), "int8 takes its ranges from images"),
+    (("--calibrate", "nowhere"), "nowhere does not exist; expected a folder of images"),
     (("--max-miou-drop", "-1"), "max_miou_drop is -1.0; expected 0 points or more"),
     (("--engine", "tensorrt"), "engine 'tensorrt' cannot be built by this version"),
     (("--size", "32x32", "--min-size", "64x64"), "height has min 64, opt 32"),
