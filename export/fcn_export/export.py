@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fcn_deploy.artifact import ArtifactWriter
+from fcn_deploy.backends import get_backend
 from fcn_deploy.choice import graph_precision
 from fcn_deploy.errors import BudgetError, ManifestError, ParityError
 from fcn_deploy.manifest import ClassInfo, Manifest, Variant
 from fcn_deploy.profile import ShapeRange
+from fcn_deploy.tensors import Precision
 from fcn_export.class_names import default_classes, read_classes
 from fcn_export.eval_set import EvalItem, EvalSet
 from fcn_export.frames import natural_frame
@@ -223,6 +225,11 @@ def _report(
         notes.append(f"The weights are in '{staged.file.weights.name}', beside the graph.")
     notes += [note for variant in variants for note in variant.notes]
     notes += [f"{entry.runner} failed: {entry.failure}" for entry in measured if entry.failure]
+    notes += [
+        f"{runner} was measured with {get_backend(runner.backend).arithmetic(runner.precision)}."
+        for entry in measured
+        if (runner := entry.runner) is not None and runner.precision is Precision.FP16
+    ]
     if labelled is None:
         images = f"{_SYNTHETIC_FRAMES} synthetic frames"
     else:

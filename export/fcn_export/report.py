@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fcn_deploy.backends import get_backend
 from fcn_deploy.choice import graph_precision
 from fcn_deploy.manifest import ClassInfo, Source
 from fcn_deploy.profile import ShapeRange
@@ -172,6 +173,7 @@ class ExportReport:
         what = {
             "backend": runner.backend,
             "precision": str(runner.precision),
+            "arithmetic": get_backend(runner.backend).arithmetic(runner.precision),
             "file": file.name,
             "size_bytes": file.size_bytes,
         }

@@ -31,7 +31,8 @@ from fcn_deploy.errors import (
     ShapeError,
     UntrustedArtifactError,
 )
-from fcn_deploy.manifest import ClassInfo, Fidelity, TensorInfo
+from fcn_deploy.machine import CpuFeature, describe_machine
+from fcn_deploy.manifest import ClassInfo, Fidelity, TensorInfo, Variant
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Array, Precision
 from tests.deploy.graphs import segmentation_graph
@@ -396,6 +397,38 @@ def test_auto_takes_bf16_only_where_labels_were_measured_to_stay(
 
     assert precision is chosen
     assert why in reason
+
+
+@pytest.mark.parametrize(
+    ("agreement", "instructions", "chosen", "why"),
+    [
+        (0.9995, True, Precision.INT8, "int8 kept 99.95"),
+        (0.9985, True, Precision.FP32, "int8 kept 99.85"),
+        (0.9995, False, Precision.FP32, "no instructions for int8"),
+        (None, True, Precision.FP32, "no int8 graph"),
+    ],
+)
+def test_auto_takes_int8_only_where_the_cpu_is_made_for_it_and_labels_stay(
+    agreement: float | None,
+    instructions: bool,
+    chosen: Precision,
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vnni = CpuFeature("VNNI", instructions, "int8 at full speed")
+    machine = replace(describe_machine(), features=(vnni,))
+    monkeypatch.setattr("fcn_deploy.choice.describe_machine", lambda: machine)
+    variants = MANIFEST.variants[:1]
+    if agreement is not None:
+        fidelity = (Fidelity("openvino", Precision.INT8, agreement, 0.0),)
+        variants = (*variants, Variant("model.int8.onnx", Precision.INT8, fidelity=fidelity))
+    backend: Any = Cpu(Precision.FP32, Precision.INT8)
+
+    precision, reason = choose_precision("auto", backend, replace(MANIFEST, variants=variants))
+
+    assert precision is chosen
+    assert why in reason
+    assert "openvino has no bf16 on this CPU" in reason or precision is Precision.INT8
 
 
 def test_an_interpreter_ends_quietly_with_an_open_segmenter(tmp_path: Path) -> None:

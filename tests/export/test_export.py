@@ -19,6 +19,7 @@ from fcn_deploy.backends.openvino import OpenVinoBackend
 from fcn_deploy.errors import (
     ArtifactBusyError,
     ArtifactError,
+    BudgetError,
     ManifestError,
     NonFiniteWeightsError,
     OutputExistsError,
@@ -126,6 +127,8 @@ def test_the_report_has_figures_and_timings_for_every_step(exported: ExportRepor
     assert files["fp16", "model.fp16.onnx"]["size_bytes"] < document["size_bytes"]
     assert files["fp16", "model.fp16.onnx"]["figures"]["fp16_nodes"] == 3
     rows = {(row["precision"], row["file"]) for row in document["variants"]}
+    assert all("fp" in row["arithmetic"] for row in document["variants"])
+    assert any("onnxruntime fp16 was measured with" in note for note in document["notes"])
     assert {("fp32", "model.onnx"), ("fp16", "model.fp16.onnx")} <= rows
 
 
@@ -252,6 +255,37 @@ def test_a_binary_network_has_two_labels_and_its_mean_iou_is_measured(tmp_path: 
         assert fidelity.miou_drop == pytest.approx(100 * (model["miou"] - fidelity.miou))
         if fidelity.precision is Precision.FP32:
             assert abs(fidelity.miou_drop or 0.0) < 0.1
+
+
+def test_a_variant_beyond_the_budget_ends_the_export_and_is_named(tmp_path: Path) -> None:
+    network = seeded(HalfResolution)
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    labels.mkdir()
+    for index in range(6):  # PyTorch's own labels: it is right everywhere, fp16 nearly so
+        frame = natural_frame(75, 91, seed=index)
+        cv2.imwrite(str(images / f"{index}.png"), frame)
+        truth = labels_by_torch(network, frame).astype(np.uint8)
+        cv2.imwrite(str(labels / f"{index}.png"), truth)
+    options = {"eval_folders": (images, labels), "precisions": ("fp16",)}
+
+    with pytest.raises(
+        BudgetError, match=r"fp16 loses 0\.\d+ points of mean IoU; 0\.0001 are allowed\. Leave fp16"
+    ):
+        export_model(network, tmp_path / "m.fcn", request=request(**options, max_miou_drop=1e-4))
+    assert not (tmp_path / "m.fcn").exists()
+
+    report = export_model(network, tmp_path / "m.fcn", request=request(**options))
+
+    manifest = Artifact.open(report.path).manifest
+    assert manifest.provenance["max_miou_drop"] == "1"
+    fp16 = next(v for v in manifest.variants if v.precision is Precision.FP16)
+    for entry in fp16.fidelity:
+        assert entry.miou_drop is not None
+        assert 0 < entry.miou_drop < 1
+        assert entry.boundary_share is not None
+        # with PyTorch's labels for truth, the two mean IoUs are one
+        assert entry.miou_vs_baseline == pytest.approx(entry.miou)
 
 
 def test_class_names_must_be_as_many_as_the_network_tells_apart(tmp_path: Path) -> None:

@@ -184,12 +184,15 @@ def test_large_weights_are_a_listed_file_of_the_artifact(
     report = export_model(path, tmp_path / "net.fcn", request=request())
 
     manifest = Artifact.open(report.path).manifest
-    assert [entry.name for entry in manifest.files] == [
-        "model.onnx", "model.onnx.data", "report.json",
+    sizes = {entry.name: entry.size for entry in manifest.files}
+    assert list(sizes) == [
+        "model.fp16.onnx", "model.fp16.onnx.data", "model.onnx", "model.onnx.data", "report.json",
     ]  # fmt: skip
+    assert sizes["model.fp16.onnx.data"] < sizes["model.onnx.data"]
     assert any("model.onnx.data" in note for note in report.notes)
-    with Segmenter.open(report.path, precision="fp32") as segmenter:
-        assert segmenter(natural_frame(41, 77, seed=1)).labels.shape == (41, 77)
+    for precision in ("fp32", "fp16"):
+        with Segmenter.open(report.path, precision=precision) as segmenter:
+            assert segmenter(natural_frame(41, 77, seed=1)).labels.shape == (41, 77)
 
 
 def test_many_images_are_measured_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
