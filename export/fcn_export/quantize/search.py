@@ -279,10 +279,10 @@ def _cannot(
 ) -> BudgetError:
     best = min(points.values(), key=lambda point: _drop(point.score))
     worst = ", ".join(f"'{name}'" for name, _ in ranking[:3])
+    layers = "1 layer" if len(best.kept) == 1 else f"{len(best.kept)} layers"
     return BudgetError(
-        f"{precision} loses {_drop(best.score):.2f} points of mean IoU even with "
-        f"{len(best.kept)} layer{'' if len(best.kept) == 1 else 's'} kept in fp32; {max_drop:g} are allowed. The worst layers are "
-        f"{worst}.",
+        f"{precision} loses {_drop(best.score):.2f} points of mean IoU even with {layers} kept in "
+        f"fp32; {max_drop:g} are allowed. The worst layers are {worst}.",
         hint=f"Leave {precision} out of --precision, or allow more with --max-miou-drop.",
     )
 
