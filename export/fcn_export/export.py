@@ -26,6 +26,7 @@ from fcn_export.frames import natural_frame
 from fcn_export.graph_spec import GraphSpec
 from fcn_export.libraries import library_versions, require_libraries
 from fcn_export.measure import Measured, measure, runners
+from fcn_export.quantize.images import check_source
 from fcn_export.report import ExportReport, GraphFile, OnStep, Steps
 from fcn_export.request import ExportRequest
 from fcn_export.staging import Staged, stage_module
@@ -78,6 +79,7 @@ def export_model(
     Raises:
         OutputExistsError, ArtifactBusyError: before any work is done.
         ArtifactMissingError, UntrustedArtifactError: the model's file.
+        SourceOpenError: there are no images to calibrate or to measure on.
         NonFiniteWeightsError: a weight is NaN or infinite.
         UnsupportedModelError: no exporter takes the model, or it is bound to one size.
         ParityError: the graph does not compute what the model computes.
@@ -90,6 +92,8 @@ def export_model(
     request = request or ExportRequest()
     named = None if request.classes_file is None else read_classes(request.classes_file)
     labelled = None if request.eval_folders is None else EvalSet.find(*request.eval_folders)
+    if request.calibrate is not None:
+        check_source(request.calibrate)
     setup = set_up_plans(request)
     steps = Steps(on_step)
     with ArtifactWriter(output, force=request.force) as writer, ExitStack() as stack:

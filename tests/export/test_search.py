@@ -44,6 +44,7 @@ class _Losses:
         self, max_drop: float, *, path: Path | None = None, key: str = "k", max_seconds: float = 60
     ) -> SearchResult:
         return Search(
+            precision="int8",
             blocks=[Block(name, (name,), 1.0 + index) for index, name in enumerate(self.losses)],
             build=self.build,
             judge_few=self.judge,
@@ -111,7 +112,7 @@ def test_pareto_points_get_better_as_they_get_dearer() -> None:
 def test_budget_that_nothing_holds_is_an_error_that_names_the_worst_layers() -> None:
     network = _Losses({"a": 1.0, "b": 3.0, "c": 2.0})
 
-    with pytest.raises(BudgetError, match=r"1\.00 points .* 2 layers .* worst .* 'b', 'c', 'a'"):
+    with pytest.raises(BudgetError, match=r"int8 loses 1\.00 points .* 2 layers .* 'b', 'c', 'a'"):
         network.search(0.5)
 
 

@@ -72,6 +72,7 @@ def keep_budget(
     digest = hashlib.sha256(f"{key} {all_images.digest} {backends}".encode()).hexdigest()
     notes = SearchNotes(path, digest)
     search = Search(
+        precision=str(precision),
         blocks=blocks,
         build=build,
         judge_few=judge_few,

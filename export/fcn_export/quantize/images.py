@@ -14,9 +14,15 @@ from fcn_deploy.preprocess import pad_frame
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Array, ColorOrder
 from fcn_deploy.video.address import AddressKind, address_kind
-from fcn_deploy.video.sources import ImageSource, VideoFileSource, list_images, open_source
+from fcn_deploy.video.sources import (
+    ImageSource,
+    VideoFileSource,
+    check_file,
+    list_images,
+    open_source,
+)
 
-__all__ = ["MAX_IMAGES", "MAX_PIXELS", "CalibrationImages", "fit_frame"]
+__all__ = ["MAX_IMAGES", "MAX_PIXELS", "CalibrationImages", "check_source", "fit_frame"]
 
 MAX_IMAGES = 128
 """Ranges hardly move with more."""
@@ -112,6 +118,20 @@ class CalibrationImages:
                     )
         finally:
             source.close()
+
+
+def check_source(path: Path) -> None:
+    """Refuse, before anything else is done, what holds no images; nothing is decoded.
+
+    Raises:
+        SourceOpenError: it does not exist, is empty, or is a folder or a list without images.
+    """
+    if path.is_dir():
+        list_images(path)
+        return
+    check_file(path, "a folder of images, a list of images or a video")
+    if address_kind(path) is not AddressKind.IMAGE and _is_text(path):
+        _read_list(path)
 
 
 def fit_frame(frame: Array, shapes: ShapeRange) -> Array:

@@ -153,6 +153,7 @@ class Search:
     """How variants are made and judged.
 
     Attributes:
+        precision: of what is lowered, for messages.
         blocks: all that can be lowered.
         build: makes the graph that keeps the nodes named in higher precision.
         judge_few: judges a graph on a few images, to rank.
@@ -162,6 +163,7 @@ class Search:
         max_seconds: after which no more blocks are ranked.
     """
 
+    precision: str
     blocks: Sequence[Block]
     build: Callable[[Collection[str]], onnx.ModelProto]
     judge_few: Callable[[onnx.ModelProto], Score]
@@ -194,7 +196,7 @@ class Search:
         order = [*(name for name, _ in ranking), *unranked]
         count = _fewest(len(order) - 1, lambda number: try_keeping(order[:number]))
         if count is None:
-            raise _cannot(max_drop, points, ranking)
+            raise _cannot(self.precision, max_drop, points, ranking)
         kept = self._prune(order[:count], try_keeping)
         return _result(kept, points, ranking, unranked)
 
@@ -270,17 +272,18 @@ def _result(
 
 
 def _cannot(
+    precision: str,
     max_drop: float,
     points: Mapping[tuple[str, ...], Point],
     ranking: tuple[tuple[str, Score], ...],
 ) -> BudgetError:
     best = min(points.values(), key=lambda point: _drop(point.score))
     worst = ", ".join(f"'{name}'" for name, _ in ranking[:3])
+    layers = "1 layer" if len(best.kept) == 1 else f"{len(best.kept)} layers"
     return BudgetError(
-        f"{_drop(best.score):.2f} points of mean IoU are lost even with {len(best.kept)} layers "
-        f"in higher precision; {max_drop:g} are allowed. The worst layers are {worst}.",
-        hint="Calibrate on more images like those of --eval, allow more with --max-miou-drop, or "
-        "leave the precision out.",
+        f"{precision} loses {_drop(best.score):.2f} points of mean IoU even with {layers} kept in "
+        f"fp32; {max_drop:g} are allowed. The worst layers are {worst}.",
+        hint=f"Leave {precision} out of --precision, or allow more with --max-miou-drop.",
     )
 
 
