@@ -245,7 +245,7 @@ def first_failure(package: Path) -> str | None:
     process = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-x", "-q", "--timeout", "200"),
-            *("-p", "no:cacheprovider", "-k", "not torch", *tests),
+            *("-p", "no:cacheprovider", *tests),
         ],
         cwd=package,
         env={**os.environ, "PYTHONPATH": str(package)},

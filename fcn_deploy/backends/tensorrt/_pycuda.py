@@ -6,6 +6,7 @@ TensorRT's pointers and streams mean nothing. All of these use the primary conte
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -160,7 +161,15 @@ class PyCudaDevice:
                 self._graphs.destroy(resource)
 
     def close(self) -> None:
+        if self._context is None:
+            return
+        # PyCUDA's own way out, when the last reference goes, calls cuCtxDetach, which is not for
+        # primary contexts; detach() releases it, but leaves it on the driver's stack
+        self._context.push()
+        self._context.detach()
         self._context = None
+        popped = ctypes.c_void_p()
+        ctypes.CDLL("libcuda.so.1").cuCtxPopCurrent_v2(ctypes.byref(popped))
 
 
 @contextmanager

@@ -134,7 +134,7 @@ class DeviceHead(ContextManaged):
             with self._device.current():
                 self._pool.close()
                 self._device.release(self._done, self._stream)
-                self._kernel = None
+                self._kernel = self._done = None
 
     def _upload(self, arguments: HeadArguments, name: str, content: Array) -> None:
         pinned = self._pool.pinned(name, content.nbytes)

@@ -76,6 +76,10 @@ class _Slot:
     def events(self) -> tuple[Any, ...]:
         return self.begun, self.uploaded, self.started, self.executed, self.downloaded
 
+    def drop_events(self) -> None:
+        """Let go of the events, though results may hold on to the slot."""
+        self.begun = self.uploaded = self.started = self.executed = self.downloaded = None
+
 
 class PendingResult:
     """A run under way. Several threads may ask for its result."""
@@ -333,6 +337,7 @@ class InferenceSession(ContextManaged):
                 self._kept.clear()
                 for slot in self._slots:
                     self._device.release(*slot.events)
+                    slot.drop_events()  # PyCUDA destroys them with the last reference
                 self._device.release(self._upload, self._execute, self._download)
         self.engine.forget(self)
 

@@ -384,6 +384,8 @@ Result cuModuleGetFunction(void **function, void *module, const char *name) {
     return OK;
 }
 Result cuFuncGetAttribute(int *value, int attribute, void *function) { (void)attribute; (void)function; *value = 0; return OK; }
+/* Deprecated, but PyCUDA calls it before every launch. */
+Result cuFuncSetBlockShape(void *function, int x, int y, int z) { (void)function; return x && y && z ? OK : INVALID_VALUE; }
 static void run_launch(void *data) { Launch *l = data; l->run(l->argument); free(l); }
 Result fake_enqueue(void *handle, HostFunction function, void *data);
 Result cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,

@@ -200,7 +200,8 @@ def test_a_call_without_a_context_is_our_error(device: DeviceBackend) -> None:
 def test_the_context_of_others_comes_back(device: DeviceBackend, driver: CDriver) -> None:
     with device.current():
         with device.current():
-            assert driver.context_depth == 2
+            device.memory_info()
+        device.memory_info()  # PyCUDA takes the outer context off the stack, and puts it back
         assert driver.context_depth == 1
     assert driver.context_depth == 0
 

@@ -340,7 +340,7 @@ _MODULES: dict[str, tuple[str, type[Runtime], tuple[Any, ...]]] = {
 def simulated_module(name: str, driver: Driver) -> ModuleType:
     """Make a stand-in for `tensorrt` or `tensorrt_rtx` on a simulated driver."""
     version, runtime, more = _MODULES[name]
-    module: Any = ModuleType(name)
+    module: Any = ModuleType(f"simulated_{name}")  # not to share a logger with the real one
     module.__spec__ = ModuleSpec(name, None)
     module.__version__ = version
     for each in (*_COMMON, *more, IExecutionContext):
