@@ -111,6 +111,9 @@ class TrtEngine(ContextManaged):
                 check_plan(record, library, device.info, name=name)
             with device.current():
                 self._runtime = library.runtime()
+                if record is not None and record.version_compatible:
+                    # such a plan brings a runtime of its own; its digest was checked
+                    self._runtime.engine_host_code_allowed = True
                 self._engine = self._deserialise(self._runtime, plan)
                 self.inputs, self.outputs = _specs(self._engine, name)
                 self.profiles = _profiles(self._engine, self.inputs)

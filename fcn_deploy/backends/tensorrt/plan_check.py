@@ -36,8 +36,9 @@ class PlanRecord:
         backend = variant.backend or ""
         return cls(
             library=backend,
-            version=manifest.provenance.get(backend),
+            version=variant.library_version or manifest.provenance.get(backend),
             compute_capabilities=variant.compute_capabilities,
+            version_compatible=variant.version_compatible,
         )
 
 

@@ -113,6 +113,7 @@ def make_plan(
     *,
     library: str = "tensorrt",
     version: str = "11.4.0",
+    version_compatible: bool = False,
     capabilities: Sequence[str] = ("8.6",),
     memory: int = 1 << 16,
 ) -> bytes:
@@ -121,6 +122,7 @@ def make_plan(
         {
             "library": library,
             "version": version,
+            "version_compatible": version_compatible,
             "capabilities": list(capabilities),
             "memory": memory,
             "profiles": [{n: [list(s) for s in ends] for n, ends in p.items()} for p in profiles],
@@ -150,7 +152,9 @@ class Runtime:
         size = int.from_bytes(serialized_engine[8:12], "little")
         header = json.loads(serialized_engine[12 : 12 + size])
         here = ".".join(map(str, self.driver.compute_capability))
-        if header["version"] != self.module.__version__ or here not in header["capabilities"]:
+        own_runtime = header["version_compatible"] and self.engine_host_code_allowed
+        same = header["version"] == self.module.__version__ or own_runtime
+        if not same or here not in header["capabilities"]:
             self._logger.log(
                 Severity.ERROR,
                 f"expecting library version {header['version']} for {header['capabilities']}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,15 @@ def test_a_plan_for_another_place_is_refused_before_it_is_read(
 )
 def test_a_plan_for_this_place_is_read(record: PlanRecord) -> None:
     make_world(record=record).close()
+
+
+def test_a_plan_for_later_releases_is_known_by_its_manifest_alone() -> None:
+    record = PlanRecord("tensorrt", "11.3.0", version_compatible=True)
+    with make_world(record=record).engine as engine:
+        assert engine.inputs
+
+    with pytest.raises(EngineMismatchError, match=r"TensorRT 11\.3\.0; this process"):
+        make_world(record=replace(record, version_compatible=False))
 
 
 def test_a_plan_that_tensorrt_refuses_is_an_error_with_its_reason(

@@ -67,7 +67,14 @@ def make_world(
     driver = SimDriver(seed=seed, total_bytes=total_bytes)
     simulated = SimDevice(driver)
     loaded = simulated_library(driver, library)
-    plan = make_plan(graph, profiles, library=library, version=loaded.release, memory=memory)
+    plan = make_plan(
+        graph,
+        profiles,
+        library=library,
+        version=(record.version if record is not None else None) or loaded.release,
+        version_compatible=record is not None and record.version_compatible,
+        memory=memory,
+    )
     opened = TrtEngine(
         plan,
         library=loaded,
