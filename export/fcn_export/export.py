@@ -78,7 +78,7 @@ def export_model(
     steps = Steps(on_step)
     with ArtifactWriter(output, force=request.force) as writer, ExitStack() as stack:
         staged = _stage(model, writer.folder, request, steps, stack)
-        classes = _fit_classes(named, staged.spec)
+        classes = _fit_classes(named or staged.classes, staged.spec)
         parity = _verify(staged, request, steps)
         own, measured = _measure(staged, labelled, steps)
         report = _report(writer.path, staged, classes, parity, own, measured, labelled, request)
