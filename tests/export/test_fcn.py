@@ -53,7 +53,8 @@ def scores_of(model: nn.Module, image: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", NARROW)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_scores_have_the_images_size_whatever_it_is(name: str, geometry: Geometry) -> None:
-    for variant, upsampling in itertools.product(VARIANTS, ("learned", "interpolate")):
+    ways: tuple[Upsampling, ...] = ("learned", "interpolate")
+    for variant, upsampling in itertools.product(VARIANTS, ways):
         model = network(name, variant, upsampling=upsampling, geometry=geometry)
         for size in SIZES:
             scores = scores_of(model, torch.zeros(1, 3, *size))

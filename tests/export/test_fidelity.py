@@ -14,7 +14,9 @@ from fcn_deploy.tensors import Array
 from fcn_export.fidelity import (
     Disagreement,
     confusion_matrix,
+    frequency_weighted_iou,
     label_agreement,
+    mean_accuracy,
     mean_iou,
     pixel_accuracy,
     split_disagreement,
@@ -147,3 +149,40 @@ def test_exact_scores_leave_no_near_ties() -> None:
 
 def test_no_pixels_agree_wholly() -> None:
     assert Disagreement(0, 0, 0).label_agreement == 1.0
+
+
+# ---- the paper's four metrics
+
+
+def test_the_papers_four_metrics_are_those_of_a_count_pixel_by_pixel(
+    rng: np.random.Generator,
+) -> None:
+    reference = rng.integers(0, 4, (2, 7, 9))
+    prediction = np.where(
+        rng.random(reference.shape) < 0.6, reference, rng.integers(0, 5, (2, 7, 9))
+    )
+    reference[0, :2] = 255
+    pairs = [
+        (int(truth), int(said))
+        for truth, said in zip(reference.ravel(), prediction.ravel(), strict=True)
+        if truth != 255
+    ]
+    accuracies, weighted = [], 0.0
+    for label in range(4):  # class 4 is predicted, but is not in the reference
+        total = sum(truth == label for truth, _ in pairs)
+        hits = sum(truth == said == label for truth, said in pairs)
+        union = sum(label in pair for pair in pairs)
+        accuracies.append(hits / total)
+        weighted += total / len(pairs) * hits / union
+
+    confusion = confusion_matrix(prediction, reference, 5)
+
+    assert mean_accuracy(confusion) == pytest.approx(np.mean(accuracies))
+    assert frequency_weighted_iou(confusion) == pytest.approx(weighted)
+
+
+def test_the_papers_metrics_of_nothing_are_not_numbers() -> None:
+    nothing = np.zeros((3, 3), np.int64)
+
+    assert np.isnan(mean_accuracy(nothing))
+    assert np.isnan(frequency_weighted_iou(nothing))

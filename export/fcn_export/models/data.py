@@ -31,7 +31,7 @@ def normalised(image_rgb: Array, preprocess: Preprocess) -> Tensor:
     Returns:
         float32 [channels, H, W], owned by the caller.
     """
-    values = torch.from_numpy(np.ascontiguousarray(image_rgb)).permute(2, 0, 1).float() / 255
+    values = torch.from_numpy(np.array(image_rgb)).permute(2, 0, 1).float() / 255
     if preprocess.color == "gray":
         values = (values * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
     elif preprocess.color == "bgr":
