@@ -11,7 +11,14 @@ from fcn_deploy.errors import BackendUnavailableError, UnsupportedModelError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Recognised", "architecture_names", "build_architecture", "recognise"]
+__all__ = [
+    "Recognised",
+    "architecture_names",
+    "build_architecture",
+    "is_family_name",
+    "materialised",
+    "recognise",
+]
 
 _Shape = tuple[int | None, ...]
 
@@ -123,6 +130,14 @@ def architecture_names() -> tuple[str, ...]:
     return tuple(_SIGNATURES)
 
 
+def is_family_name(name: str) -> bool:
+    """Say whether a name is one of this project's own networks, such as ``fcn8s_vgg16``."""
+    from fcn_export.models.backbones import BACKBONE_NAMES
+
+    variant, _, backbone = name.partition("_")
+    return variant in ("fcn32s", "fcn16s", "fcn8s") and backbone in BACKBONE_NAMES
+
+
 def recognise(state: Mapping[str, Tensor]) -> Recognised:
     """Tell which known network the weights belong to, from their names and shapes alone.
 
@@ -141,7 +156,7 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
         seen = ", ".join(repr(key) for key in list(state)[:4])
         raise UnsupportedModelError(
             f"the network was not recognised from its {len(state)} weights ({seen}, ...); "
-            f"known are {', '.join(_SIGNATURES)}.",
+            f"known are {', '.join(_SIGNATURES)}, and the networks of fcn_export.models.",
             hint=_FACTORY_HINT,
         )
     name = by_names[0]  # the signatures exclude one another
@@ -192,6 +207,11 @@ def build_architecture(recognised: Recognised) -> nn.Module:
             inner = head.get_parameter("4.weight").shape[1]
             last = torch.nn.Conv2d(inner, recognised.aux_classes or 0, 1)
             head.register_module("4", last)
+    return materialised(module)
+
+
+def materialised(module: nn.Module) -> nn.Module:
+    """Give a module that was built on the meta device memory, on the CPU, and set it to eval."""
     module = module.to_empty(device="cpu").eval()
     for buffer in module.buffers():
         buffer.zero_()  # old checkpoints lack num_batches_tracked, which must not stay garbage

@@ -19,6 +19,7 @@ from fcn_deploy.errors import (
     UnsupportedModelError,
     UntrustedArtifactError,
 )
+from fcn_export.checkpoint_info import METADATA_KEY
 from fcn_export.model_file import ModelFile, ModelFormat, model_format, open_model_file
 from fcn_export.unpickling import PickleScan, harmless_globals, refused_name, scan_pickle
 
@@ -86,6 +87,7 @@ class Checkpoint:
             memory-mapped where the format allows: copy them before the file is written again.
             None where the file carries its network.
         module: the network that the file carries, or None.
+        metadata: facts that `fcn_export.models.save_checkpoint` wrote beside the weights, as JSON.
     """
 
     path: Path
@@ -93,6 +95,7 @@ class Checkpoint:
     sha256: str
     state: Mapping[str, Tensor] | None = field(default=None, repr=False)
     module: nn.Module | None = field(default=None, repr=False)
+    metadata: str | None = field(default=None, repr=False)
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, trust_code: bool = False) -> Checkpoint:
@@ -115,8 +118,16 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_code: bool = False) -
             if not trust_code:
                 raise _carries_code(file, kind)
             return Checkpoint(file.path, kind, sha256, module=_load_code(file, kind))
-        loaded = _load_safetensors(file) if kind == "safetensors" else _load_torch(file, kind)
-        return Checkpoint(file.path, kind, sha256, state=_find_state(loaded, path=file.path))
+        metadata: Any = None
+        if kind == "safetensors":
+            loaded, metadata = _load_safetensors(file)
+        else:
+            loaded = _load_torch(file, kind)
+            if isinstance(loaded, Mapping):
+                metadata = loaded.get(METADATA_KEY)
+        state = _find_state(loaded, path=file.path)
+        text = metadata if isinstance(metadata, str) else None
+        return Checkpoint(file.path, kind, sha256, state=state, metadata=text)
 
 
 def prefix_forms(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], ...]:
@@ -168,7 +179,7 @@ def _load_code(file: ModelFile, kind: ModelFormat) -> nn.Module:
     return module
 
 
-def _load_safetensors(file: ModelFile) -> dict[str, Tensor]:
+def _load_safetensors(file: ModelFile) -> tuple[dict[str, Tensor], str | None]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as exc:
@@ -178,7 +189,8 @@ def _load_safetensors(file: ModelFile) -> dict[str, Tensor]:
         ) from exc
     try:
         with safe_open(file.library_path, framework="pt", device="cpu") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 # no mapping
+            weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 # no mapping
+            return weights, (tensors.metadata() or {}).get(METADATA_KEY)
     except (SafetensorError, *_READ_ERRORS) as exc:
         raise _unreadable(file, exc) from exc
 

@@ -74,13 +74,17 @@ def _add_network_options(parser: Parser) -> None:
         help="argument of the factory (repeatable)",
     )
     group.add_argument("--output-key", metavar="NAME", help="which output, where there are several")
-    group.add_argument("--mean", type=_numbers, metavar="R,G,B", help="of 0..1 [ImageNet]")
+    group.add_argument(
+        "--mean",
+        type=_numbers,
+        metavar="R,G,B",
+        help="of 0..1 [what the checkpoint says, or ImageNet]",
+    )
     group.add_argument("--std", type=_numbers, metavar="R,G,B", help="[ImageNet]")
     group.add_argument(
         "--color",
         choices=("rgb", "bgr", "gray"),
-        default="rgb",
-        help="channels that the network expects [rgb]",
+        help="channels that the network expects [what the checkpoint says, or rgb]",
     )
     group.add_argument(
         "--classes",

@@ -68,22 +68,31 @@ class EvalSet:
             DTypeError: labels are not one channel of 8 or 16 bits.
             ShapeError: image and labels differ in size, or labels name classes that do not exist.
         """
-        for image, mask in self._pairs:
-            frame, labels = _read_frame(image, color), _read_labels(mask)
-            if frame.shape[:2] != labels.shape:
-                raise ShapeError(
-                    f"'{image}' is {frame.shape[0]}x{frame.shape[1]} px but its labels "
-                    f"'{mask}' are {labels.shape[0]}x{labels.shape[1]}.",
-                    hint="Labels must have their image's size.",
-                )
-            unknown = np.unique(labels[(labels >= num_labels) & (labels != IGNORE_LABEL)])
-            if unknown.size:
-                raise ShapeError(
-                    f"'{mask}' names class {unknown.tolist()[:5]}; the network gives "
-                    f"0..{num_labels - 1}.",
-                    hint=f"Pixels to leave out are {IGNORE_LABEL}.",
-                )
-            yield EvalItem(image.stem, frame, labels)
+        for index in range(len(self)):
+            yield self.read(index, color=color, num_labels=num_labels)
+
+    def read(self, index: int, *, color: ColorOrder, num_labels: int) -> EvalItem:
+        """Read one pair, by its place in the order of names.
+
+        Raises:
+            SourceOpenError, DTypeError, ShapeError: as for `items`.
+        """
+        image, mask = self._pairs[index]
+        frame, labels = _read_frame(image, color), _read_labels(mask)
+        if frame.shape[:2] != labels.shape:
+            raise ShapeError(
+                f"'{image}' is {frame.shape[0]}x{frame.shape[1]} px but its labels "
+                f"'{mask}' are {labels.shape[0]}x{labels.shape[1]}.",
+                hint="Labels must have their image's size.",
+            )
+        unknown = np.unique(labels[(labels >= num_labels) & (labels != IGNORE_LABEL)])
+        if unknown.size:
+            raise ShapeError(
+                f"'{mask}' names class {unknown.tolist()[:5]}; the network gives "
+                f"0..{num_labels - 1}.",
+                hint=f"Pixels to leave out are {IGNORE_LABEL}.",
+            )
+        return EvalItem(image.stem, frame, labels)
 
 
 def _files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:

@@ -98,7 +98,7 @@ def export_model(
     steps = Steps(on_step)
     with ArtifactWriter(output, force=request.force) as writer, ExitStack() as stack:
         staged = _stage(model, writer.folder, request, steps, stack)
-        classes = _fit_classes(named, staged.spec)
+        classes = _fit_classes(named or staged.classes, staged.spec)
         parity = _verify(staged, request, steps)
         making = Making(
             *(staged, writer.path, request, _reader(staged, labelled)),

@@ -17,7 +17,9 @@ __all__ = [
     "Disagreement",
     "border_mask",
     "confusion_matrix",
+    "frequency_weighted_iou",
     "label_agreement",
+    "mean_accuracy",
     "mean_iou",
     "pixel_accuracy",
     "split_disagreement",
@@ -231,3 +233,38 @@ def split_disagreement(
     near = int(np.count_nonzero(differs & (margin < score_error)))
     borders = None if at_border is None else int(np.count_nonzero(differs & at_border))
     return Disagreement(labels.size, near, int(np.count_nonzero(differs)) - near, borders)
+
+
+def mean_accuracy(confusion: Array) -> float:
+    """Give the mean, over the classes that the reference holds, of the share labelled right.
+
+    The second of the paper's four metrics (Long, Shelhamer, Darrell 2015, section 5), beside
+    `pixel_accuracy`, `mean_iou` and `frequency_weighted_iou`.
+
+    Args:
+        confusion: [C, C], rows are the reference's classes.
+
+    Returns:
+        0..1; NaN where the reference holds no class at all.
+    """
+    in_reference = confusion.sum(axis=1).astype(np.float64)
+    present = in_reference > 0
+    if not present.any():
+        return float("nan")
+    return float((np.diag(confusion)[present] / in_reference[present]).mean())
+
+
+def frequency_weighted_iou(confusion: Array) -> float:
+    """Give the mean intersection over union, each class weighed by its pixels in the reference.
+
+    Args:
+        confusion: [C, C], rows are the reference's classes.
+
+    Returns:
+        0..1; NaN where the reference holds no class at all.
+    """
+    in_reference = confusion.sum(axis=1).astype(np.float64)
+    if not in_reference.any():
+        return float("nan")
+    _, per_class = mean_iou(confusion)
+    return float(np.nansum(in_reference * per_class) / in_reference.sum())

@@ -149,7 +149,7 @@ def _check_input(spec: TensorSpec, path: Path, request: ExportRequest) -> None:
     frames = spec.dtype == "uint8" and len(spec.shape) == 4 and spec.shape[3] == 3
     if not (network or frames):
         raise UnsupportedModelError(
-            f"'{path}' takes {spec}; a network of colour '{request.color}' takes "
+            f"'{path}' takes {spec}; a network of colour '{request.preprocess().color}' takes "
             f"float32 [N, {channels}, H, W], and a complete graph uint8 [N, H, W, 3].",
             hint="Say what the network expects with --color.",
         )

@@ -14,9 +14,11 @@ from fcn_export.architectures import (
     Recognised,
     architecture_names,
     build_architecture,
+    is_family_name,
     recognise,
 )
 from fcn_export.checkpoint import Checkpoint, prefix_forms, read_checkpoint
+from fcn_export.checkpoint_info import CheckpointInfo, parse_info
 from fcn_export.factory import build_from_factory, is_factory, parse_arch_args
 from fcn_export.outputs import DEFAULT_OUTPUT_KEY, probe, select_output
 from fcn_export.weights import check_finite_weights, fill_weights
@@ -52,6 +54,7 @@ class LoadedModel:
         arch_args: keyword arguments that the factory was given.
         path: of the file, as given; None for a module that was handed over.
         sha256: of the file, hexadecimal, or None.
+        info: what the file says beside its weights: colours, mean, std, classes; mostly None.
     """
 
     module: nn.Module = field(repr=False)
@@ -62,6 +65,7 @@ class LoadedModel:
     arch_args: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
     sha256: str | None = None
+    info: CheckpointInfo | None = None
 
     @classmethod
     def from_module(
@@ -116,29 +120,76 @@ def load_model(
     if checkpoint.state is None:
         return _carried(checkpoint, arch=arch, output_key=output_key)
     forms = prefix_forms(checkpoint.state)
-    known: Recognised | None = None
-    if arch is not None and is_factory(arch):
+    info = None
+    if checkpoint.metadata is not None:
+        info = parse_info(checkpoint.metadata, where=f"'{checkpoint.path}'")
+    num_classes: int | None = None
+    family = None if arch is not None and is_factory(arch) else _of_family(forms[-1], info)
+    if family is not None:
+        from fcn_export.models.checkpoints import family_name
+
+        name, num_classes = family_name(family), int(family["num_classes"])
+        _check_family(arch, arguments, name, num_classes)
+        module = _build_family(family)
+    elif arch is not None and is_factory(arch):
         name, module = arch, build_from_factory(arch, arguments)
     else:
         known = _recognised_as(arch, arguments, forms[-1])
-        name, module = known.name, build_architecture(known)
+        name, num_classes, module = known.name, known.num_classes, build_architecture(known)
         output_key = output_key or DEFAULT_OUTPUT_KEY
     fill_weights(module, forms, arch=name, source=os.fspath(path))
     return LoadedModel(
         _frozen_for_inference(module),
         arch=name,
         kind="state_dict",
-        num_classes=known.num_classes if known else None,
+        num_classes=num_classes,
         output_key=output_key,
         arch_args=MappingProxyType(arguments),
         path=checkpoint.path,
         sha256=checkpoint.sha256,
+        info=info,
     )
+
+
+def _of_family(
+    state: Mapping[str, Tensor], info: CheckpointInfo | None
+) -> Mapping[str, Any] | None:
+    """Give the description of a network of fcn_export.models; None where it is none."""
+    if info is not None:
+        return info.architecture
+    from fcn_export.models.checkpoints import recognise_fcn
+
+    return recognise_fcn(state)
+
+
+def _check_family(
+    arch: str | None, arguments: Mapping[str, Any], name: str, num_classes: int
+) -> None:
+    said = {"arch": arch, **arguments}
+    found = {"arch": name, "num_classes": num_classes, "aux_loss": False}
+    for key, value in said.items():
+        if value not in (None, found[key]):
+            raise UnsupportedModelError(
+                f"{key} {value!r} was given, but the weights are those of {name} with "
+                f"{num_classes} classes.",
+                hint="Leave it out: the file says it.",
+            )
+
+
+def _build_family(description: Mapping[str, Any]) -> nn.Module:
+    import torch
+
+    from fcn_export.architectures import materialised
+    from fcn_export.models.checkpoints import build_fcn
+
+    with torch.device("meta"):  # as for torchvision's networks
+        module = build_fcn(description)
+    return materialised(module)
 
 
 def _check_arch(arch: str | None, arguments: Mapping[str, Any]) -> None:
     """Refuse an unknown name before a large file is read."""
-    if arch is None or arch in architecture_names():
+    if arch is None or arch in architecture_names() or is_family_name(arch):
         unknown = arguments.keys() - {"num_classes", "aux_loss"}
         if unknown:
             raise UnsupportedModelError(
@@ -149,7 +200,7 @@ def _check_arch(arch: str | None, arguments: Mapping[str, Any]) -> None:
     elif not is_factory(arch):
         raise UnsupportedModelError(
             f"--arch '{arch}' is neither one of {', '.join(architecture_names())} "
-            "nor of the form package.module:factory.",
+            "or of fcn_export.models, such as fcn8s_vgg16, nor of the form package.module:factory.",
             hint="Name a function by its module's dotted name, such as mypackage.model:build.",
         )
 

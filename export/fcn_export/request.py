@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class ExportRequest:
     batch: tuple[int, int, int] = (1, 1, 8)
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
-    color: NetworkColor = "rgb"
+    color: NetworkColor | None = None
     input_color: ColorOrder = "bgr"
     classes_file: Path | None = None
     head: Head = "labels"
@@ -75,7 +75,7 @@ class ExportRequest:
 
     def __post_init__(self) -> None:
         for name, value, choices in (
-            ("color", self.color, NETWORK_COLORS),
+            ("color", self.color or "rgb", NETWORK_COLORS),
             ("input_color", self.input_color, ("bgr", "rgb")),
             ("head", self.head, HEADS),
             ("engine", self.engine, ("auto", "none", "tensorrt", "tensorrt-rtx")),
@@ -148,18 +148,34 @@ class ExportRequest:
 
     def preprocess(self) -> Preprocess:
         """Give what the network expects: what was asked for, ImageNet's where nothing was."""
-        usual = default_preprocess(self.color)
+        color = self.color or "rgb"
+        usual = default_preprocess(color)
         mean = usual.mean if self.mean is None else tuple(self.mean)
         std = usual.std if self.std is None else tuple(self.std)
         channels = len(usual.mean)
         if len(mean) != channels or len(std) != channels:
             raise ValueError(
-                f"mean has {len(mean)} and std {len(std)} values; a {self.color} network takes "
+                f"mean has {len(mean)} and std {len(std)} values; a {color} network takes "
                 f"{channels}"
             )
         if not all(value > 0 for value in std):
             raise ValueError(f"std is {std}; every value must be above 0")
-        return Preprocess(mean, std, self.color)
+        return Preprocess(mean, std, color)
+
+    def completed(self, stated: Preprocess | None) -> ExportRequest:
+        """Give the request with what a checkpoint states, where nothing was asked for.
+
+        Args:
+            stated: what its network expects; None where it says nothing.
+        """
+        if stated is None or self.color not in (None, stated.color):
+            return self
+        return replace(
+            self,
+            color=stated.color,
+            mean=stated.mean if self.mean is None else self.mean,
+            std=stated.std if self.std is None else self.std,
+        )
 
     def shapes(self) -> ShapeRange:
         """Give the range of shapes as asked for: 64x64 to 2048x2048, widened to hold `size`."""

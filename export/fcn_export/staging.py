@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_deploy.manifest import Source
+from fcn_deploy.manifest import ClassInfo, Source
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Precision
 from fcn_export.graph_spec import GraphSpec
@@ -42,6 +42,7 @@ class Staged:
         notes: what a user should know, one sentence each.
         traced: (height, width) in px that the tracer saw; None where nothing was traced.
         explain: says, after a failed verification, which nodes are at fault; None if unknown.
+        classes: that the model's file names; None where it names none.
     """
 
     file: OnnxFile
@@ -54,6 +55,7 @@ class Staged:
     notes: tuple[str, ...] = ()
     traced: tuple[int, int] | None = None
     explain: Callable[[], str | None] = lambda: None
+    classes: tuple[ClassInfo, ...] | None = None
 
 
 def stage_module(
@@ -80,6 +82,8 @@ def stage_module(
     with steps.step("load"):
         loaded = _load(model, request)
         steps.tell(_describe(loaded))
+    info = loaded.info
+    request = request.completed(None if info is None else info.preprocess)
     module = stack.enter_context(borrowed(loaded.module))
     with steps.step("check weights"):
         check_finite_weights(module)
@@ -108,6 +112,7 @@ def stage_module(
         _notes(request, shapes, exporter, opset, note),
         size,
         lambda: _find_baked(module, spec, size, file, exporter),
+        None if info is None else info.classes,
     )
 
 

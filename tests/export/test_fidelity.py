@@ -15,7 +15,9 @@ from fcn_export.fidelity import (
     Disagreement,
     border_mask,
     confusion_matrix,
+    frequency_weighted_iou,
     label_agreement,
+    mean_accuracy,
     mean_iou,
     pixel_accuracy,
     split_disagreement,
@@ -179,3 +181,40 @@ def test_there_is_no_boundary_share_where_nothing_differs_or_nothing_was_counted
     assert Disagreement(10, 0, 0, 0).boundary_share is None
     assert (Disagreement(10, 1, 1, 2) + Disagreement(10, 0, 1)).boundary_share is None
     assert (Disagreement(10, 1, 1, 2) + Disagreement(10, 0, 2, 0)).boundary_share == 0.5
+
+
+# ---- the paper's four metrics
+
+
+def test_the_papers_four_metrics_are_those_of_a_count_pixel_by_pixel(
+    rng: np.random.Generator,
+) -> None:
+    reference = rng.integers(0, 4, (2, 7, 9))
+    prediction = np.where(
+        rng.random(reference.shape) < 0.6, reference, rng.integers(0, 5, (2, 7, 9))
+    )
+    reference[0, :2] = 255
+    pairs = [
+        (int(truth), int(said))
+        for truth, said in zip(reference.ravel(), prediction.ravel(), strict=True)
+        if truth != 255
+    ]
+    accuracies, weighted = [], 0.0
+    for label in range(4):  # class 4 is predicted, but is not in the reference
+        total = sum(truth == label for truth, _ in pairs)
+        hits = sum(truth == said == label for truth, said in pairs)
+        union = sum(label in pair for pair in pairs)
+        accuracies.append(hits / total)
+        weighted += total / len(pairs) * hits / union
+
+    confusion = confusion_matrix(prediction, reference, 5)
+
+    assert mean_accuracy(confusion) == pytest.approx(np.mean(accuracies))
+    assert frequency_weighted_iou(confusion) == pytest.approx(weighted)
+
+
+def test_the_papers_metrics_of_nothing_are_not_numbers() -> None:
+    nothing = np.zeros((3, 3), np.int64)
+
+    assert np.isnan(mean_accuracy(nothing))
+    assert np.isnan(frequency_weighted_iou(nothing))

@@ -1,0 +1,249 @@
+"""FCN-32s, FCN-16s and FCN-8s over any classifier: scores, skips, upsampling to every pixel.
+
+After Long, Shelhamer and Darrell, Fully Convolutional Networks for Semantic Segmentation (CVPR
+2015; with Shelhamer first in PAMI 39(4), 2017, which trains skips all at once, too).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fcn_deploy.errors import UnsupportedModelError
+from fcn_export.models.backbones import Backbone, recognise_backbone
+from fcn_export.models.grid import Grid
+from fcn_export.models.trunk import Level, Trunk, make_trunk
+from fcn_export.models.upsampling import UPSAMPLINGS, Enlarge, Upsampling
+
+__all__ = ["FCN", "GEOMETRIES", "VARIANTS", "Geometry", "Variant"]
+
+Variant = Literal["32s", "16s", "8s"]
+"""Named by the stride of the finest features that have scores."""
+
+Geometry = Literal["aligned", "paper"]
+"""How borders are treated: see `FCN`."""
+
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+GEOMETRIES: tuple[Geometry, ...] = get_args(Geometry)
+
+
+class FCN(nn.Module):
+    """A fully convolutional network made of a classifier.
+
+    The classifier's last layer is replaced by one that scores `num_classes` in every cell of the
+    coarsest features; finer features (skips) are scored too, and added after the coarser scores
+    have been enlarged to their cells. Scoring layers begin at zero, and upsampling begins as
+    bilinear interpolation. Image in, scores of the image's size out, whatever the size.
+
+    Geometries:
+
+    - ``aligned``: every cell lies where the image has it. Windows are padded by half their size
+      and pools round up, so that each pixel has scores, and no more is computed than that.
+    - ``paper``: the image is padded by 100 px and the first window not at all; enlarged scores and
+      skips are cropped to where they meet. At 500x500 it computes 698x698.
+
+    Attributes:
+        backbone: the trunk: images to a tuple of features, the coarsest first.
+        backbone_spec: how to build it again; None for a classifier that is not known by name.
+    """
+
+    padding_px: Tensor
+
+    def __init__(
+        self,
+        backbone: str | Backbone | nn.Module,
+        variant: Variant = "8s",
+        num_classes: int = 21,
+        *,
+        upsampling: Upsampling = "learned",
+        geometry: Geometry = "aligned",
+        input_size: tuple[int, int] = (224, 224),
+    ) -> None:
+        """Build the network.
+
+        Args:
+            backbone: a classifier by name or `Backbone`, which gets random weights; or the
+                classifier itself, whose weights are copied.
+            variant: ``"32s"``, ``"16s"`` or ``"8s"``. Where the classifier's own stride is less
+                than 32, the coarsest is the one that has no skip.
+            num_classes: scores a pixel.
+            upsampling: ``learned``: the enlargements between levels are learned, the last one is
+                fixed, as in the paper; ``fixed``: all stay bilinear; ``interpolate``: no
+                convolutions. The latter is half a cell off in AlexNet, GoogLeNet and ResNet, whose
+                cells are centred on pixels.
+            input_size: (height, width) in px that a classifier given as a module was made for.
+
+        Raises:
+            UnsupportedModelError: the classifier cannot be converted, or has no features of the
+                variant's stride.
+        """
+        super().__init__()
+        _check("variant", variant, VARIANTS)
+        _check("upsampling", upsampling, UPSAMPLINGS)
+        _check("geometry", geometry, GEOMETRIES)
+        spec, classifier = _classifier(backbone)
+        trunk = make_trunk(
+            classifier,
+            input_size=input_size if spec is None else spec.input_size,
+            paper_padding=geometry == "paper",
+            first_taps=spec is not None and spec.first_taps,
+        )
+        self._assemble(trunk, spec, variant, num_classes, upsampling, geometry)
+
+    def _assemble(
+        self,
+        trunk: Trunk,
+        spec: Backbone | None,
+        variant: Variant,
+        num_classes: int,
+        upsampling: Upsampling,
+        geometry: Geometry,
+    ) -> None:
+        self.backbone_spec = spec
+        self.variant: Variant = variant
+        self.num_classes = num_classes
+        self.upsampling: Upsampling = upsampling
+        self.geometry: Geometry = geometry
+        self.backbone = trunk.module
+        self._trunk_levels = trunk.levels
+        self._levels = _levels_of(trunk, variant)
+        spare = geometry == "paper"
+        coarsest, *skips = self._levels
+        self.score = _score(coarsest, num_classes)
+        grid = coarsest.grid
+        for skip in skips:
+            finer = skip.grid
+            kind: Upsampling = upsampling
+            first = (grid.offset - finer.offset) / finer.stride
+            layer = Enlarge(num_classes, grid.stride // finer.stride, first, kind=kind, spare=spare)
+            self.add_module(f"up_{finer.stride}", layer)
+            self.add_module(f"score_{finer.stride}", _score(skip, num_classes))
+            grid = Grid(
+                finer.stride,
+                finer.offset + finer.stride * layer.skipped,
+                max(grid.receptive_field, finer.receptive_field),
+            )
+        last: Upsampling = "interpolate" if upsampling == "interpolate" else "fixed"
+        self.up = Enlarge(num_classes, grid.stride, grid.offset, kind=last, spare=spare)
+        # weights alone do not tell the geometries apart
+        padding = next(m for m in self.backbone.modules() if isinstance(m, nn.Conv2d)).padding
+        self.register_buffer("padding_px", torch.tensor(int(padding[0])))
+
+    @property
+    def grid(self) -> Grid:
+        """Stride, offset and receptive field of the finest scores, before the last enlargement.
+
+        An offset is that of the features from which these are made.
+        """
+        finest = self._levels[-1].grid
+        seen = max(level.grid.receptive_field for level in self._levels)
+        return Grid(finest.stride, finest.offset, seen)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Score every class at every pixel.
+
+        Args:
+            image: float32 [N, channels, H, W], normalised as the classifier's images were.
+
+        Returns:
+            Scores before softmax, float32 [N, num_classes, H, W].
+        """
+        top, *features = self.backbone(image)
+        scores = self.score(top)
+        for level, skip in zip(self._levels[1:], features, strict=False):
+            enlarge = self.get_submodule(f"up_{level.grid.stride}")
+            scores = _added(
+                enlarge(scores), self.get_submodule(f"score_{level.grid.stride}")(skip), enlarge
+            )
+        finest: Tensor = self.up(scores)
+        return finest[:, :, : image.shape[2], : image.shape[3]]  # [N, C, H, W]
+
+    @classmethod
+    def from_coarser(cls, model: FCN) -> FCN:
+        """Make the next finer variant: FCN-16s of an FCN-32s, FCN-8s of an FCN-16s.
+
+        All weights are copied; the new skip's scores are zero. The output is that of `model`,
+        except that it is enlarged in two steps: where cells are centred on pixels (ResNet) this is
+        the same; where they are centred between pixels (VGG), the scores within a quarter of a
+        cell around each centre move toward the neighbours' mean, by an eighth of the scores'
+        second difference at most. Training goes on from there.
+
+        Raises:
+            UnsupportedModelError: `model` is an FCN-8s, or has no finer features.
+        """
+        place = VARIANTS.index(model.variant) + 1
+        if place == len(VARIANTS):
+            raise UnsupportedModelError(
+                "an FCN-8s has no finer variant.", hint="Start from an FCN-32s or FCN-16s."
+            )
+        trunk = Trunk(copy.deepcopy(model.backbone), model._trunk_levels)
+        finer = cls.__new__(cls)
+        nn.Module.__init__(finer)
+        finer._assemble(
+            trunk,
+            model.backbone_spec,
+            VARIANTS[place],
+            model.num_classes,
+            model.upsampling,
+            model.geometry,
+        )
+        state = {k: v for k, v in model.state_dict().items() if not k.startswith("up.")}
+        finer.load_state_dict({**finer.state_dict(), **state})
+        return finer.train(model.training)
+
+    def named_levels(self) -> Mapping[int, Level]:
+        """Give the features that have scores, by their stride in px, the coarsest first."""
+        return {level.grid.stride: level for level in self._levels}
+
+
+def _check(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UnsupportedModelError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
+
+
+def _classifier(backbone: str | Backbone | nn.Module) -> tuple[Backbone | None, nn.Module]:
+    if isinstance(backbone, str):
+        backbone = Backbone(backbone)
+    if isinstance(backbone, Backbone):
+        return backbone, backbone.classifier()
+    return recognise_backbone(backbone.state_dict()), backbone
+
+
+def _levels_of(trunk: Trunk, variant: Variant) -> tuple[Level, ...]:
+    finest = int(variant.removesuffix("s"))
+    levels = tuple(level for level in trunk.levels if level.grid.stride >= finest)
+    if not levels or levels[-1].grid.stride != finest:
+        strides = ", ".join(str(level.grid.stride) for level in trunk.levels)
+        raise UnsupportedModelError(
+            f"FCN-{variant} needs features in steps of {finest} px; the classifier has those of "
+            f"{strides} px.",
+            hint="Choose a variant that is among them.",
+        )
+    return levels
+
+
+def _score(level: Level, num_classes: int) -> nn.Conv2d:
+    layer = nn.Conv2d(
+        level.channels,
+        num_classes,
+        level.kernel,
+        padding=level.padding,
+        dilation=level.dilation,
+    )
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _added(enlarged: Tensor, skip: Tensor, enlarge: nn.Module) -> Tensor:
+    """Add two maps where both have cells."""
+    lead = enlarge.skipped if isinstance(enlarge, Enlarge) else 0
+    if lead:
+        height, width = enlarged.shape[2:]
+        skip = skip[:, :, lead : lead + height, lead : lead + width]
+    return enlarged[:, :, : skip.shape[2], : skip.shape[3]] + skip

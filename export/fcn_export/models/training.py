@@ -1,0 +1,263 @@
+"""Training on labelled pixels: the paper's recipe and today's, with progress, resumable."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sized
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset, default_collate
+
+from fcn_deploy.errors import ExecutionError, UnsupportedModelError
+from fcn_export.fidelity import IGNORE_LABEL
+
+__all__ = ["Recipe", "fine_tune"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How weights are changed.
+
+    Attributes:
+        optimizer: ``sgd`` with momentum, or ``adamw``.
+        learning_rate: of weights; the peak with `one_cycle`.
+        bias_rate: learning rate of biases over that of weights. Biases are not decayed where it
+            is not 1, as in Caffe's networks.
+        momentum: of ``sgd``.
+        one_cycle: let the rate rise and fall over the steps; otherwise it stays.
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    bias_rate: float = 1.0
+    momentum: float = 0.9
+    one_cycle: bool = True
+
+    @classmethod
+    def paper(cls, *, learning_rate: float = 1e-4) -> Recipe:
+        """Give the paper's: SGD with momentum 0.9, weight decay 5e-4, biases at the double rate.
+
+        Args:
+            learning_rate: fixed; the paper took 1e-3 for FCN-AlexNet, 1e-4 for FCN-VGG16 and 5e-5
+                for FCN-GoogLeNet, with 20 images a step (CVPR 2015, section 4.3).
+        """
+        return cls(
+            optimizer="sgd",
+            learning_rate=learning_rate,
+            weight_decay=5e-4,
+            bias_rate=2.0,
+            one_cycle=False,
+        )
+
+
+def fine_tune(
+    model: nn.Module,
+    data: Dataset[tuple[Tensor, Tensor]],
+    *,
+    steps: int,
+    batch: int = 8,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    state_file: str | os.PathLike[str] | None = None,
+    state_every: int = 200,
+    progress: bool = True,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train a network on labelled images; per-pixel cross-entropy, label 255 left out.
+
+    The same seed, threads and libraries give the same weights, also where the training was
+    interrupted and taken up again.
+
+    Args:
+        model: takes [N, channels, H, W], gives scores [N, C, H, W]; changed in place, and left in
+            evaluation mode. Any network will do, such as a classifier's, with labels [N].
+        data: items of one size: image, float32 [channels, H, W], and labels, int64 [H, W].
+        steps: batches in all, also those done before.
+        recipe: None means AdamW with a one-cycle rate.
+        state_file: where to keep the state of the training; one that is there is taken up.
+        state_every: steps between two writings of it.
+        progress: show a bar on the terminal.
+        on_step: told the step, from 1 on, and its loss.
+
+    Returns:
+        The loss of each step since this call began.
+
+    Raises:
+        ExecutionError: the loss is not a number any more.
+        UnsupportedModelError: the state file is that of another training.
+    """
+    recipe = recipe or Recipe()
+    optimizer = _optimizer(model, recipe)
+    schedule = _schedule(optimizer, recipe, steps)
+    plan = {**asdict(recipe), "steps": steps, "batch": batch, "seed": seed}
+    path = None if state_file is None else Path(state_file)
+    random_before = torch.get_rng_state()
+    torch.manual_seed(seed)
+    done = 0
+    if path is not None and path.exists():
+        done = _take_up(path, plan, model, optimizer, schedule)
+    losses: list[float] = []
+    model.train()
+    try:
+        with _Bar(steps, done) if progress else nullcontext(_no_bar) as advance:
+            for step in range(done + 1, steps + 1):
+                images, labels = default_collate(
+                    [data[i] for i in _indices(data, step - 1, batch=batch, seed=seed)]
+                )
+                loss = functional.cross_entropy(model(images), labels, ignore_index=IGNORE_LABEL)
+                value = float(loss.detach())
+                if not value < float("inf"):
+                    raise ExecutionError(
+                        f"the loss is {value} at step {step}.",
+                        hint="Lower the learning rate; labels that are all 255 have no loss.",
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                losses.append(value)
+                advance(step, value)
+                if on_step is not None:
+                    on_step(step, value)
+                if path is not None and (step % state_every == 0 or step == steps):
+                    _keep(path, plan, step, model, optimizer, schedule)
+    finally:
+        model.eval()
+        torch.set_rng_state(random_before)
+    return losses
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (biases if name.endswith("bias") else weights).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": biases}]
+    rates = (recipe.learning_rate, recipe.learning_rate * recipe.bias_rate)
+    decays = (recipe.weight_decay, recipe.weight_decay if recipe.bias_rate == 1 else 0.0)
+    for group, rate, decay in zip(groups, rates, decays, strict=True):
+        group |= {"lr": rate, "weight_decay": decay}
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if not recipe.one_cycle:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=rates,
+        total_steps=max(steps, 1) + 1,
+        pct_start=0.15,
+        cycle_momentum=False,
+    )
+
+
+def _indices(
+    data: Dataset[tuple[Tensor, Tensor]], step: int, *, batch: int, seed: int
+) -> Iterator[int]:
+    """Give a step's items: each once an epoch, in an order that is the epoch's own."""
+    count = len(cast(Sized, data))
+    for place in range(step * batch, (step + 1) * batch):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + place // count)
+        yield int(torch.randperm(count, generator=generator)[place % count])
+
+
+def _keep(
+    path: Path,
+    plan: dict[str, Any],
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    rates = {k: v for k, v in schedule.state_dict().items() if isinstance(v, int | float | list)}
+    torch.save(
+        {
+            "plan": plan,
+            "step": step,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": rates,
+            "random": torch.get_rng_state(),
+        },
+        partial,
+    )
+    partial.replace(path)
+
+
+def _take_up(
+    path: Path,
+    plan: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> int:
+    """Load what `_keep` wrote; gives the number of steps done."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["plan"] != plan:
+        other = [k for k, v in plan.items() if state["plan"].get(k) != v]
+        raise UnsupportedModelError(
+            f"'{path}' is the state of another training: {', '.join(other)} differ.",
+            hint="Remove the file to begin anew, or give the values that it was begun with.",
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    torch.set_rng_state(state["random"])
+    log.info("training goes on from step %d of '%s'", state["step"], path)
+    return int(state["step"])
+
+
+def _no_bar(step: int, loss: float) -> None:
+    del step, loss
+
+
+class _Bar:
+    """A progress bar with the mean loss of the last steps."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._progress = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeRemainingColumn(),
+        )
+        self._task = self._progress.add_task("", total=steps, completed=done, loss="-")
+        self._mean: float | None = None
+
+    def __enter__(self) -> Callable[[int, float], None]:
+        self._progress.start()
+        return self._advance
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def _advance(self, step: int, loss: float) -> None:
+        self._mean = loss if self._mean is None else 0.95 * self._mean + 0.05 * loss
+        self._progress.update(self._task, completed=step, loss=f"{self._mean:.3f}")

@@ -1,0 +1,199 @@
+"""Fine-tuning: recipes, ignored pixels, going on where it was interrupted, and data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from fcn_deploy.errors import ExecutionError, SourceOpenError, UnsupportedModelError
+from fcn_deploy.manifest import Preprocess
+from fcn_export.models.data import FolderDataset, VocDataset
+from fcn_export.models.training import Recipe, fine_tune
+from tests.export.tiny_networks import seeded
+
+HALF = Preprocess((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "rgb")
+
+
+class Stopped(Exception):
+    """Ends a training from within."""
+
+
+class Pairs(Dataset[tuple[Tensor, Tensor]]):
+    """Images and their labels, from memory."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.tensors = images, labels
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.tensors[0][index], self.tensors[1][index]
+
+
+def network() -> nn.Module:
+    made: nn.Module = seeded(
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Dropout(0.2), nn.Conv2d(6, 3, 1))
+    )
+    return made
+
+
+def data(*, ignored: bool = False) -> Pairs:
+    """Make images whose brightest channel is the class."""
+    images = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = images.argmax(1)
+    return Pairs(images, torch.full_like(labels, 255) if ignored else labels)
+
+
+def train(model: nn.Module, **options: object) -> list[float]:
+    settings = {"steps": 6, "batch": 4, "progress": False, **options}
+    return fine_tune(model, data(), **settings)  # type: ignore[arg-type] # checked by the callee
+
+
+def test_the_loss_falls_and_the_network_is_left_in_evaluation_mode() -> None:
+    model = network()
+
+    losses = train(model, steps=60, recipe=Recipe(learning_rate=0.02))
+
+    assert len(losses) == 60
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    assert not model.training
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole, parted = network(), network()
+    expected = train(whole)
+
+    def stop(step: int, _: float) -> None:
+        if step == 4:
+            raise Stopped
+
+    state = {"state_file": tmp_path / "state.pt", "state_every": 3}
+    with pytest.raises(Stopped, match=r"^$"):
+        train(parted, on_step=stop, **state)
+    taken_up = network()
+    losses = train(taken_up, **state)
+
+    assert losses == expected[3:]
+    for one, other in zip(whole.parameters(), taken_up.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_another_trainings_state_is_refused(tmp_path: Path) -> None:
+    train(network(), state_file=tmp_path / "state.pt")
+
+    with pytest.raises(UnsupportedModelError, match="another training: batch differ"):
+        train(network(), batch=2, state_file=tmp_path / "state.pt")
+
+
+def test_the_callers_random_numbers_are_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+
+    train(network())
+
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_papers_recipe_moves_biases_at_the_double_rate_without_decay() -> None:
+    model = nn.Conv2d(3, 3, 1)
+    nn.init.zeros_(model.weight)
+    assert model.bias is not None
+    nn.init.constant_(model.bias, 0.5)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    images, labels = data().tensors
+    nn.functional.cross_entropy(model(images), labels).backward()
+    slopes = {name: value.grad for name, value in model.named_parameters()}
+
+    fine_tune(
+        model, data(), steps=1, batch=12, recipe=Recipe.paper(learning_rate=0.1), progress=False
+    )
+
+    after = dict(model.named_parameters())
+    for name, rate in (("weight", 0.1), ("bias", 0.2)):  # weights at zero do not decay
+        slope = slopes[name]
+        assert slope is not None
+        torch.testing.assert_close(after[name].detach(), before[name] - rate * slope)
+
+
+def test_pixels_of_255_count_for_nothing() -> None:
+    images, labels = data().tensors
+    half = labels.clone()
+    half[:, 4:] = 255
+    cropped = Pairs(images[:, :, :4], labels[:, :4])
+
+    losses = [
+        fine_tune(seeded(nn.Conv2d, 3, 3, 1), one, steps=3, batch=12, progress=False)
+        for one in (Pairs(images, half), cropped)
+    ]
+
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # sums of fewer terms round alike
+
+
+def test_labels_that_are_all_255_end_the_training() -> None:
+    with pytest.raises(ExecutionError, match=r"loss is nan at step 1.*all 255"):
+        fine_tune(network(), data(ignored=True), steps=2, batch=4, progress=False)
+
+
+def _write_pair(folder: Path, stem: str, size: tuple[int, int]) -> None:
+    (folder / "images").mkdir(exist_ok=True)
+    (folder / "labels").mkdir(exist_ok=True)
+    picture_bgr = np.zeros((*size, 3), np.uint8)
+    picture_bgr[..., 2] = 255  # red
+    cv2.imwrite(str(folder / "images" / f"{stem}.png"), picture_bgr)
+    cv2.imwrite(str(folder / "labels" / f"{stem}.png"), np.full(size, 2, np.uint8))
+
+
+def test_folders_give_normalised_images_and_their_labels(tmp_path: Path) -> None:
+    _write_pair(tmp_path, "a", (6, 7))
+
+    folder = FolderDataset(tmp_path / "images", tmp_path / "labels", num_classes=3, preprocess=HALF)
+    pixels, labels = folder[0]
+
+    assert len(folder) == 1
+    assert (pixels.shape, pixels.dtype) == ((3, 6, 7), torch.float32)
+    assert pixels[:, 0, 0].tolist() == [1.0, -1.0, -1.0]
+    assert torch.equal(labels, torch.full((6, 7), 2))
+
+
+def test_crops_of_small_images_are_filled_with_pixels_that_do_not_count(tmp_path: Path) -> None:
+    _write_pair(tmp_path, "a", (6, 20))
+
+    folder = FolderDataset(
+        tmp_path / "images", tmp_path / "labels", num_classes=3, preprocess=HALF, crop=(8, 8)
+    )
+    pixels, labels = folder[0]
+
+    assert pixels.shape == (3, 8, 8)
+    assert labels[:6].eq(2).all()
+    assert labels[6:].eq(255).all()
+
+
+def _write_voc(root: Path) -> None:
+    base = root / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (base / name).mkdir(parents=True)
+    Image.new("RGB", (9, 5), (255, 255, 255)).save(base / "JPEGImages" / "x.jpg")
+    labels = Image.fromarray(np.full((5, 9), 20, np.uint8), mode="L").convert("P")
+    labels.putdata([20] * 44 + [255])
+    labels.save(base / "SegmentationClass" / "x.png")
+    (base / "ImageSets" / "Segmentation" / "train.txt").write_text("x\n")
+
+
+def test_voc_is_read_where_it_is_and_nowhere_else(tmp_path: Path) -> None:
+    _write_voc(tmp_path)
+
+    pixels, labels = VocDataset(tmp_path, preprocess=HALF)[0]
+
+    assert pixels.shape == (3, 5, 9)
+    assert sorted(set(labels.flatten().tolist())) == [20, 255]
+    with pytest.raises(SourceOpenError, match=r"does not hold VOCdevkit/VOC2012.*Unpack"):
+        VocDataset(tmp_path / "nothing", preprocess=HALF)
