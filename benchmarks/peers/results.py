@@ -12,9 +12,18 @@ from typing import Any
 from fcn_bench.environment import describe_environment
 from fcn_bench.stats import Ratio
 from fcn_deploy.machine import Machine, describe_machine
-from peers.race import Lane, Race
+from peers.race import LEAST_AGREEMENT, Lane, Race
 
-__all__ = ["TITLES", "describe_run", "number", "race_table", "ratio_text", "table", "write_section"]
+__all__ = [
+    "OTHER_LABELS",
+    "TITLES",
+    "describe_run",
+    "number",
+    "race_table",
+    "ratio_text",
+    "table",
+    "write_section",
+]
 
 TITLES = {
     "machine": "The machine",
@@ -33,6 +42,10 @@ _HEADING = """# Results against peers
 Written by `make peers` (`python -m benchmarks.peers`); do not edit. What the tables mean, and what
 was tried, stands in [NOTES.md](NOTES.md).
 """
+
+
+OTHER_LABELS = "other labels"
+"""In place of a ratio, where the labels agree too little for the work to be the same."""
 
 
 def write_section(file: Path, name: str, text: str) -> None:
@@ -88,8 +101,8 @@ def race_table(race: Race, *, base: Lane) -> list[str]:
                 lane.contender.precision,
                 number(lane.median_ms),
                 number(lane.network_median_ms),
-                ratio_text(race.ratio(eager, lane)),
-                ratio_text(race.ratio(lane, base)),
+                ratio_text(race.ratio(eager, lane)) if lane.has_same_labels else OTHER_LABELS,
+                ratio_text(race.ratio(lane, base)) if lane.has_same_labels else OTHER_LABELS,
                 f"{lane.agreement:.3%}",
             )
         )
@@ -147,6 +160,7 @@ def _rules() -> str:
     return (
         "Every row is fed the same uint8 BGR frames, held-out scenes of `benchmarks/scenes`, and "
         "gives uint8 labels of the frame's size; the networks were trained on such scenes. Times "
-        "are medians. Ratios are of medians, with 95 % bootstrap intervals. Each row has a process "
-        "of its own, unless a section says otherwise."
+        "are medians. Ratios are of medians, with 95 % bootstrap intervals. A row has no ratio if "
+        f"fewer than {LEAST_AGREEMENT:.1%} of its labels are those of eager fp32 PyTorch. "
+        "Each row has a process of its own, unless a section says otherwise."
     )
