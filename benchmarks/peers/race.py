@@ -60,11 +60,13 @@ class Race:
     Attributes:
         lanes: in the order given; the first is the reference.
         foreign_cpu: the median share of the CPUs that other programs took, None if unknown.
+        apart: the rows did not take turns.
     """
 
     lanes: tuple[Lane, ...]
     rounds: int
     foreign_cpu: float | None
+    apart: bool = False
 
     def lane(self, library: str, precision: str = "fp32") -> Lane | None:
         """Give a library's fastest lane of one precision, of those with the same labels."""
@@ -126,7 +128,7 @@ def run_race(
             lanes.append(Lane(contender, frames_ms, network_ms, agreement))
             foreign.extend(found.foreign_cpu)
     median_foreign = statistics.median(foreign) if foreign else None
-    return Race(tuple(lanes), len(lanes[0].frames_ms), median_foreign)
+    return Race(tuple(lanes), len(lanes[0].frames_ms), median_foreign, apart)
 
 
 def _agreement(found: Sequence[Array], reference: Sequence[Array]) -> float:

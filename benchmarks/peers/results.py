@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,15 +119,21 @@ def race_table(race: Race, *, base: Lane) -> list[str]:
     return [*table(header, rows), "", noise_text(race)]
 
 
-def noise_text(race: Race) -> str:
-    """Say how a race was run and how quiet the machine was."""
+def noise_text(*races: Race) -> str:
+    """Say how races were run and how quiet the machine was."""
+    shares = [race.foreign_cpu for race in races if race.foreign_cpu is not None]
     quiet = (
-        ""
-        if race.foreign_cpu is None
-        else f" Other programs took {race.foreign_cpu:.0%} of the CPUs meanwhile (median)."
+        f" Other programs took {statistics.median(shares):.0%} of the CPUs meanwhile (median)."
+        if shares
+        else ""
     )
+    counts = sorted({race.rounds for race in races})
+    rounds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    turns = "rows taking turns"
+    if any(race.apart for race in races):
+        turns += ", one after another where memory would not hold all of them"
     day = datetime.now(UTC).date().isoformat()
-    return f"{day}, {race.rounds} rounds, rows taking turns.{quiet}"
+    return f"{day}, {rounds} rounds, {turns}.{quiet}"
 
 
 def ratio_text(ratio: Ratio) -> str:

@@ -39,6 +39,8 @@ _LRASPP = "lraspp_mobilenet_v3_large"
 _FCN = "fcn_resnet50"
 _FRAMES = 3
 _CLASSES = (2, 60, 150)  # beside the 21 that the scenes have
+_SIZES = ((512, 512), (720, 1280), (1080, 1920), (2160, 3840), (4320, 7680))
+_BATCHES = (1, 2, 4, 8)
 _FRAME_SEED = 2_000_000  # scenes that neither the training nor its measure has seen
 _LARGEST_SCENE = (1080, 1920)  # larger frames are made of such scenes, side by side
 _APART_PIXELS = 12e6  # above, contenders are loaded one after another: each needs gigabytes
@@ -240,7 +242,7 @@ def _head(setting: Setting) -> str:
 def _pixels(setting: Setting) -> str:
     subject = _trained_subject(_LRASPP, setting)
     runs = []
-    for size in ((512, 512), (720, 1280), (1080, 1920), (2160, 3840), (4320, 7680)):
+    for size in _SIZES:
         pixels = size[0] * size[1]
         setting.say(f"{size[0]}x{size[1]}")
         plan = _short_plan(setting, pixels)
@@ -264,7 +266,7 @@ def _classes(setting: Setting) -> str:
 def _batch(setting: Setting) -> str:
     subject = _trained_subject(_LRASPP, setting)
     runs = []
-    for batch in (1, 2, 4, 8):
+    for batch in _BATCHES:
         plan = _short_plan(setting, 512 * 512 * batch)
         race = race_on(subject, (512, 512), setting, batch=batch, plan=plan, brief=True)
         runs.append((str(batch), race))
@@ -359,4 +361,4 @@ def growth(unit: str, runs: Sequence[tuple[str, Race]]) -> str:
             cells.append(f"{number(lane.median_ms)}{beside}")
         rows.append((step, *cells))
     header = (unit, *(f"{name}, ms" for name in names))
-    return "\n".join([*table(header, rows), "", noise_text(runs[-1][1])])
+    return "\n".join([*table(header, rows), "", noise_text(*(race for _, race in runs))])

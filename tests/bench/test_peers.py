@@ -22,7 +22,7 @@ from peers.contenders import OURS, Contender, contenders, has_bf16
 from peers.libraries import LIBRARIES, OpenCv, OrtSession
 from peers.process import Process
 from peers.race import Lane, Race, run_race
-from peers.results import OTHER_LABELS, TITLES, number, race_table, write_section
+from peers.results import OTHER_LABELS, TITLES, noise_text, number, race_table, write_section
 from peers.sections import SECTIONS, Setting, best_ours, growth, race_on, targets
 from peers.subject import Subject, export_as_a_user, fixed_graph, network_alone
 from tests.bench.conftest import TinyModel
@@ -88,6 +88,7 @@ def test_contenders_one_after_another_are_compared_too(
 
     assert [lane.contender for lane in race.lanes] == who
     check_lanes(race)
+    assert "2 rounds, rows taking turns, one after another where" in noise_text(race)
 
 
 def check_lanes(race: Race) -> None:
