@@ -17,7 +17,7 @@ from fcn_bench.network import Network
 from fcn_deploy.loading import IMAGENET_MEAN, IMAGENET_STD
 from fcn_deploy.tensors import Array
 
-__all__ = ["LIBRARIES", "OpenCv", "OpenVino", "OrtSession"]
+__all__ = ["LIBRARIES", "OpenCv", "OpenVino", "OrtSession", "with_gates_apart"]
 
 _MEAN_255 = [255 * value for value in IMAGENET_MEAN]
 _STD_255 = [255 * value for value in IMAGENET_STD]
@@ -60,14 +60,18 @@ class OrtSession(_Library):
 
 
 class OpenCv(_Library):
-    """OpenCV's own dnn module: readNetFromONNX, blobFromImages, forward."""
+    """OpenCV's own dnn module: readNetFromONNX, blobFromImages, forward.
+
+    Its importer takes `HardSigmoid(x) * y` for HardSwish whatever `y` is, and then computes
+    `HardSwish(x)`. `with_gates_apart` keeps it from that.
+    """
 
     def __init__(self, graph: Path, *, precision: str, threads: int) -> None:
         import cv2
 
         _require(precision == "fp32", f"OpenCV's dnn has no {precision} on the CPU")
         cv2.setNumThreads(threads)
-        self._net = cv2.dnn.readNetFromONNX(str(graph))
+        self._net = cv2.dnn.readNetFromONNX(np.frombuffer(with_gates_apart(graph), np.uint8))
 
     def prepare(self, frames_bgr: Sequence[Array]) -> Any:
         return _blob(frames_bgr)
@@ -127,6 +131,35 @@ LIBRARIES: dict[str, Callable[..., Network]] = {
     "OpenVINO": OpenVino,
     "OpenCV dnn": OpenCv,
 }
+
+
+def with_gates_apart(graph: Path) -> bytes:
+    """Put an Identity behind each HardSigmoid that gates another tensor than its own input.
+
+    These are the gates of squeeze-and-excitation blocks. The graph computes what it did before.
+    """
+    import onnx
+
+    model = onnx.load(graph)
+    sources = {node.output[0]: node for node in model.graph.node if node.op_type == "HardSigmoid"}
+    gates = set()
+    for node in model.graph.node:
+        if node.op_type == "Mul":
+            for gate, gated in (node.input, reversed(node.input)):
+                if gate in sources and sources[gate].input[0] != gated:
+                    gates.add(gate)
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.output[0] in gates:
+            apart = f"{node.output[0]}_apart"
+            nodes.append(onnx.helper.make_node("Identity", [apart], [node.output[0]]))
+            node.output[0] = apart
+    ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def _blob(frames_bgr: Sequence[Array]) -> Array:

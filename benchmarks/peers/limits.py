@@ -3,9 +3,11 @@ the CPU's peak."""
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,8 @@ from fcn_deploy.head import upsample_argmax
 from fcn_deploy.peel import peel_tail
 from fcn_deploy.tail import find_tail
 from fcn_deploy.tensors import Array
-from peers.subject import Subject
+from peers.benchmark_app import run_benchmark_app
+from peers.subject import Subject, fixed_graph, network_alone
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Limits", "count_flops", "measure_limits"]
 
 _MATMUL_SIDE = 2048  # 16 MiB a matrix in fp32: beyond the caches, and 17 GFLOP a product
+_BENCHMARK_APP_SECONDS = 5
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -34,6 +38,7 @@ class Limits:
     Attributes:
         frame_ms: `Segmenter(frame)`.
         bare_ms: OpenVINO's `infer` of the same network on an input that is ready.
+        benchmark_app_ms: OpenVINO's own tool on the network alone, before and after the others.
         head_ms: `upsample_argmax` of the scores that it gave.
         parts_ms: the frame's steps: check and prepare, execute, finish.
         overhead: frame over bare and head together.
@@ -43,6 +48,7 @@ class Limits:
 
     frame_ms: float
     bare_ms: float
+    benchmark_app_ms: tuple[float, float]
     head_ms: float
     parts_ms: tuple[float, float, float]
     overhead: Ratio
@@ -63,8 +69,13 @@ def measure_limits(
     rounds: int,
     network_gflop: float,
 ) -> Limits:
-    """Time a frame, the bare network and the head in turns, and a matrix product between."""
+    """Time a frame, the bare network and the head in turns, and a matrix product between.
+
+    Raises:
+        BenchmarkError: OpenVINO's benchmark_app failed.
+    """
     size = (frame_bgr.shape[0], frame_bgr.shape[1])
+    before = _benchmark_app(subject, size, precision=precision, threads=threads)
     path = subject.artifact
     with Segmenter.open(
         path, backend="openvino", precision=precision, num_threads=threads
@@ -83,11 +94,13 @@ def measure_limits(
             "matmul": product,
         }
         times = _take_turns(ways, rounds)
+    after = _benchmark_app(subject, size, precision=precision, threads=threads)
     medians = {name: float(np.median(taken)) for name, taken in times.items()}
     both = [[bare + head] for bare, head in zip(times["bare"], times["head"], strict=True)]
     return Limits(
         frame_ms=medians["frame"],
         bare_ms=medians["bare"],
+        benchmark_app_ms=(before, after),
         head_ms=medians["head"],
         parts_ms=(medians["prepare"], medians["execute"], medians["finish"]),
         overhead=ratio_of_medians([[value] for value in times["frame"]], both),
@@ -104,6 +117,18 @@ def count_flops(module: nn.Module, size: tuple[int, int]) -> float:
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         module(torch.zeros(1, 3, *size))
     return float(counter.get_total_flops()) / 1e9
+
+
+def _benchmark_app(
+    subject: Subject, size: tuple[int, int], *, precision: str, threads: int
+) -> float:
+    """Run it on the user's graph, cut off before the last Resize: the median in ms."""
+    with tempfile.TemporaryDirectory() as folder:
+        fixed = fixed_graph(subject.graph, (1, *size), target=Path(folder) / "fixed.onnx")
+        alone = network_alone(fixed, target=Path(folder) / "alone.onnx")
+        return run_benchmark_app(
+            alone, precision=precision, threads=threads, seconds=_BENCHMARK_APP_SECONDS
+        )
 
 
 def _bare_call(

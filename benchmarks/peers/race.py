@@ -11,13 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from fcn_bench.environment import ForeignCpu
-from fcn_bench.rounds import Plan, Series, Track, interleave
+from fcn_bench.rounds import Plan, Track, interleave
 from fcn_bench.stats import Ratio, ratio_of_medians
 from fcn_deploy.tensors import Array
 from peers.contenders import Contender
 from peers.process import Process
 
-__all__ = ["Lane", "Race", "run_race"]
+__all__ = ["LEAST_AGREEMENT", "Lane", "Race", "run_race"]
+
+LEAST_AGREEMENT = 0.999
+"""Share of equal labels below which a contender does other work, and its time says nothing."""
 
 Say = Callable[[str], None]
 
@@ -42,6 +45,10 @@ class Lane:
         return statistics.median(value for part in self.frames_ms for value in part)
 
     @property
+    def has_same_labels(self) -> bool:
+        return self.agreement >= LEAST_AGREEMENT
+
+    @property
     def network_median_ms(self) -> float:
         return statistics.median(value for part in self.network_ms for value in part)
 
@@ -53,18 +60,21 @@ class Race:
     Attributes:
         lanes: in the order given; the first is the reference.
         foreign_cpu: the median share of the CPUs that other programs took, None if unknown.
+        apart: the rows did not take turns.
     """
 
     lanes: tuple[Lane, ...]
     rounds: int
     foreign_cpu: float | None
+    apart: bool = False
 
     def lane(self, library: str, precision: str = "fp32") -> Lane | None:
-        """Give a library's fastest lane of one precision."""
+        """Give a library's fastest lane of one precision, of those with the same labels."""
         found = [
             lane
             for lane in self.lanes
             if (lane.contender.library, lane.contender.precision) == (library, precision)
+            and lane.has_same_labels
         ]
         return min(found, key=lambda lane: lane.median_ms, default=None)
 
@@ -80,44 +90,45 @@ def run_race(
     batch: int,
     plan: Plan,
     say: Say,
-    extra: Sequence[Track] = (),
-    extra_series: list[Series] | None = None,
+    apart: bool = False,
 ) -> Race:
     """Load every contender in a process of its own, compare labels, and time them in turns.
 
     Args:
         frames_bgr: uint8 [H, W, 3] each, of one size.
         batch: frames in one call.
-        extra: what else takes turns, though it gives no labels; its series are appended to
-            `extra_series`.
+        apart: load, compare and time one contender after another, where memory does not hold all.
 
     Raises:
         BenchmarkError: a contender cannot be loaded, or its process ended.
     """
     frames = list(frames_bgr)
     batches = [frames[start : start + batch] for start in range(0, len(frames), batch)]
-    with ExitStack() as stack:
-        running = [stack.enter_context(Process(contender, batches)) for contender in contenders]
-        for process in running:
-            process.wait_until_open()
-        say(f"{len(running)} contenders are loaded")
-        reference = running[0].labels()
-        agreements = []
-        for process in running:
-            agreements.append(_agreement(process.labels(), reference))
-            say(f"{process.contender.name}: {agreements[-1]:.3%} of the labels as the first")
-        tracks = [Track(process.contender.name, process, "frame") for process in running]
-        share = ForeignCpu(lambda: [os.getpid(), *(process.pid for process in running)])
-        series = interleave([*tracks, *extra], plan, foreign_cpu=share, on_step=say)
-    own = series[: len(tracks)]
-    if extra_series is not None:
-        extra_series.extend(series[len(tracks) :])
-    lanes = tuple(
-        Lane(contender, found.durations_ms("frame"), found.durations_ms("compute"), agreement)
-        for contender, found, agreement in zip(contenders, own, agreements, strict=True)
-    )
-    foreign = [value for found in own for value in found.foreign_cpu]
-    return Race(lanes, len(own[0].slices), statistics.median(foreign) if foreign else None)
+    groups = [[contender] for contender in contenders] if apart else [list(contenders)]
+    reference: list[Array] = []
+    lanes: list[Lane] = []
+    foreign: list[float] = []
+    for group in groups:
+        with ExitStack() as stack:
+            running = [stack.enter_context(Process(contender, batches)) for contender in group]
+            for process in running:
+                process.wait_until_open()
+            say(f"{', '.join(contender.name for contender in group)}: loaded")
+            agreements = []
+            for process in running:
+                labels = process.labels()
+                reference = reference or labels
+                agreements.append(_agreement(labels, reference))
+                say(f"{process.contender.name}: {agreements[-1]:.3%} of the labels as the first")
+            tracks = [Track(process.contender.name, process, "frame") for process in running]
+            share = ForeignCpu(lambda: [os.getpid(), *(process.pid for process in running)])  # noqa: B023  # asked within this turn of the loop
+            series = interleave(tracks, plan, foreign_cpu=share, on_step=say)
+        for contender, found, agreement in zip(group, series, agreements, strict=True):
+            frames_ms, network_ms = found.durations_ms("frame"), found.durations_ms("compute")
+            lanes.append(Lane(contender, frames_ms, network_ms, agreement))
+            foreign.extend(found.foreign_cpu)
+    median_foreign = statistics.median(foreign) if foreign else None
+    return Race(tuple(lanes), len(lanes[0].frames_ms), median_foreign, apart)
 
 
 def _agreement(found: Sequence[Array], reference: Sequence[Array]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +13,18 @@ from typing import Any
 from fcn_bench.environment import describe_environment
 from fcn_bench.stats import Ratio
 from fcn_deploy.machine import Machine, describe_machine
-from peers.race import Lane, Race
+from peers.race import LEAST_AGREEMENT, Lane, Race
 
-__all__ = ["TITLES", "describe_run", "number", "race_table", "ratio_text", "table", "write_section"]
+__all__ = [
+    "OTHER_LABELS",
+    "TITLES",
+    "describe_run",
+    "number",
+    "race_table",
+    "ratio_text",
+    "table",
+    "write_section",
+]
 
 TITLES = {
     "machine": "The machine",
@@ -33,6 +43,10 @@ _HEADING = """# Results against peers
 Written by `make peers` (`python -m benchmarks.peers`); do not edit. What the tables mean, and what
 was tried, stands in [NOTES.md](NOTES.md).
 """
+
+
+OTHER_LABELS = "other labels"
+"""In place of a ratio, where the labels agree too little for the work to be the same."""
 
 
 def write_section(file: Path, name: str, text: str) -> None:
@@ -88,8 +102,8 @@ def race_table(race: Race, *, base: Lane) -> list[str]:
                 lane.contender.precision,
                 number(lane.median_ms),
                 number(lane.network_median_ms),
-                ratio_text(race.ratio(eager, lane)),
-                ratio_text(race.ratio(lane, base)),
+                ratio_text(race.ratio(eager, lane)) if lane.has_same_labels else OTHER_LABELS,
+                ratio_text(race.ratio(lane, base)) if lane.has_same_labels else OTHER_LABELS,
                 f"{lane.agreement:.3%}",
             )
         )
@@ -105,15 +119,21 @@ def race_table(race: Race, *, base: Lane) -> list[str]:
     return [*table(header, rows), "", noise_text(race)]
 
 
-def noise_text(race: Race) -> str:
-    """Say how a race was run and how quiet the machine was."""
+def noise_text(*races: Race) -> str:
+    """Say how races were run and how quiet the machine was."""
+    shares = [race.foreign_cpu for race in races if race.foreign_cpu is not None]
     quiet = (
-        ""
-        if race.foreign_cpu is None
-        else f" Other programs took {race.foreign_cpu:.0%} of the CPUs meanwhile (median)."
+        f" Other programs took {statistics.median(shares):.0%} of the CPUs meanwhile (median)."
+        if shares
+        else ""
     )
+    counts = sorted({race.rounds for race in races})
+    rounds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    turns = "rows taking turns"
+    if any(race.apart for race in races):
+        turns += ", one after another where memory would not hold all of them"
     day = datetime.now(UTC).date().isoformat()
-    return f"{day}, {race.rounds} rounds, rows taking turns.{quiet}"
+    return f"{day}, {rounds} rounds, {turns}.{quiet}"
 
 
 def ratio_text(ratio: Ratio) -> str:
@@ -147,6 +167,7 @@ def _rules() -> str:
     return (
         "Every row is fed the same uint8 BGR frames, held-out scenes of `benchmarks/scenes`, and "
         "gives uint8 labels of the frame's size; the networks were trained on such scenes. Times "
-        "are medians. Ratios are of medians, with 95 % bootstrap intervals. Each row has a process "
-        "of its own, unless a section says otherwise."
+        "are medians. Ratios are of medians, with 95 % bootstrap intervals. A row has no ratio if "
+        f"fewer than {LEAST_AGREEMENT:.1%} of its labels are those of eager fp32 PyTorch. "
+        "Each row has a process of its own, unless a section says otherwise."
     )

@@ -10,28 +10,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fcn_bench.rounds import Plan, Series, Track
+from fcn_bench.rounds import Plan
 from fcn_bench.stats import ratio_of_medians
 from fcn_deploy.errors import BenchmarkError
 from fcn_deploy.tensors import Array
-from peers.benchmark_app import BenchmarkApp
-from peers.contenders import OURS, Contender, contenders, has_bf16
+from peers.contenders import OURS, contenders, has_bf16
 from peers.limits import count_flops, measure_limits
-from peers.race import Race, run_race
-from peers.results import describe_run, noise_text, number, race_table, ratio_text, table
-from peers.subject import Subject, fixed_graph, make_subject, network_alone
+from peers.race import Lane, Race, run_race
+from peers.results import (
+    OTHER_LABELS,
+    describe_run,
+    noise_text,
+    number,
+    race_table,
+    ratio_text,
+    table,
+)
+from peers.subject import Subject, fixed_graph, make_subject
 from scenes.generate import NUM_CLASSES, make_scene
 from scenes.train import cache_folder, trained
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["SECTIONS", "Setting", "prepare", "race_on"]
+__all__ = ["SECTIONS", "Setting", "best_ours", "growth", "prepare", "race_on", "targets"]
 
 _LRASPP = "lraspp_mobilenet_v3_large"
 _FCN = "fcn_resnet50"
 _FRAMES = 3
 _CLASSES = (2, 60, 150)  # beside the 21 that the scenes have
+_SIZES = ((512, 512), (720, 1280), (1080, 1920), (2160, 3840), (4320, 7680))
+_BATCHES = (1, 2, 4, 8)
 _FRAME_SEED = 2_000_000  # scenes that neither the training nor its measure has seen
 _LARGEST_SCENE = (1080, 1920)  # larger frames are made of such scenes, side by side
 _APART_PIXELS = 12e6  # above, contenders are loaded one after another: each needs gigabytes
@@ -66,36 +75,21 @@ def race_on(
     batch: int = 1,
     plan: Plan | None = None,
     brief: bool = False,
-    with_benchmark_app: bool = False,
-) -> tuple[Race, list[tuple[str, Series]]]:
-    """Race everybody on frames of one size; give also the series of benchmark_app."""
+) -> Race:
+    """Race everybody on frames of one size."""
     frames = scenes(size, max(_FRAMES, batch)) if frames_bgr is None else frames_bgr
     if batch > 1:
         frames = frames[:batch]
     with tempfile.TemporaryDirectory() as folder:
         graph = fixed_graph(subject.graph, (batch, *size), target=Path(folder) / "fixed.onnx")
-        who = contenders(subject, graph, threads=setting.threads, brief=brief)
-        tracks = []
-        if with_benchmark_app:
-            alone = network_alone(graph, target=Path(folder) / "alone.onnx")
-            for precision in ("fp32", "bf16") if has_bf16() else ("fp32",):
-                app = BenchmarkApp(alone, precision=precision, threads=setting.threads)
-                tracks.append(Track(f"benchmark_app {precision}", app, "compute"))
-        chosen = plan or Plan(rounds=setting.rounds, min_duration_seconds=0.4 * setting.rounds)
-        series: list[Series] = []
-        if size[0] * size[1] * batch > _APART_PIXELS:
-            race = _apart(who, frames, batch=batch, plan=chosen, say=setting.say)
-        else:
-            race = run_race(
-                who,
-                frames,
-                batch=batch,
-                plan=chosen,
-                say=setting.say,
-                extra=tracks,
-                extra_series=series,
-            )
-    return race, [(track.name, found) for track, found in zip(tracks, series, strict=False)]
+        return run_race(
+            contenders(subject, graph, threads=setting.threads, brief=brief),
+            frames,
+            batch=batch,
+            plan=plan or Plan(rounds=setting.rounds, min_duration_seconds=0.4 * setting.rounds),
+            say=setting.say,
+            apart=size[0] * size[1] * batch > _APART_PIXELS,
+        )
 
 
 def scenes(size: tuple[int, int], count: int) -> list[Array]:
@@ -118,31 +112,23 @@ def _lraspp(setting: Setting) -> str:
 
 
 def _fcn(setting: Setting) -> str:
-    # a call takes about a second here: single calls, so that ten rows fit in two minutes
-    plan = Plan(rounds=6, min_duration_seconds=0.0, warmup_calls=1, min_calls=1)
+    # a call takes seconds: single calls of one frame, and the one that gives labels warms up
+    rounds = min(5, setting.rounds)
+    plan = Plan(rounds=rounds, min_duration_seconds=0.0, warmup_calls=0, min_calls=1)
     return _frame_to_labels(_trained_subject(_FCN, setting), (512, 512), setting, plan=plan)
 
 
 def _frame_to_labels(
     subject: Subject, size: tuple[int, int], setting: Setting, *, plan: Plan | None = None
 ) -> str:
-    race, apps = race_on(subject, size, setting, plan=plan)
-    ours = _best_ours(race)
-    lines = race_table(race, base=ours)
-    for name, series in apps:
-        rows = series.durations_ms("compute")
-        values = [value for part in rows for value in part]
-        lines.append(
-            f"OpenVINO's {name}, network alone, to the scores before the last Resize: "
-            f"{number(float(np.median(values)))} ms, {number(min(values))} to "
-            f"{number(max(values))} over its runs."
-        )
-    return "\n".join([*lines, "", *_targets(race)])
+    frames = scenes(size, _FRAMES if plan is None else 1)
+    race = race_on(subject, size, setting, frames_bgr=frames, plan=plan)
+    return "\n".join([*race_table(race, base=best_ours(race)), "", *targets(race)])
 
 
-def _targets(race: Race) -> list[str]:
+def targets(race: Race) -> list[str]:
     """Say how our fastest row stands to the peers, at the same precision where they have it."""
-    ours = _best_ours(race)
+    ours = best_ours(race)
     rows = []
     for library, precision in (
         ("PyTorch", "fp32"),
@@ -164,7 +150,7 @@ def _targets(race: Race) -> list[str]:
 
 def _overhead(setting: Setting) -> str:
     rows = []
-    for arch, size, rounds in ((_LRASPP, (720, 1280), 15), (_FCN, (512, 512), 7)):
+    for arch, size, rounds in ((_LRASPP, (720, 1280), 10), (_FCN, (512, 512), 4)):
         module = trained(arch, say=setting.say)
         subject = make_subject(arch, module, folder=cache_folder(), say=setting.say)
         frame = scenes(size, 1)[0]
@@ -177,6 +163,7 @@ def _overhead(setting: Setting) -> str:
                 rounds=min(rounds, setting.rounds),
                 network_gflop=count_flops(module, size),
             )
+            apps = [number(value) for value in found.benchmark_app_ms]
             prepare, execute, finish = map(number, found.parts_ms)
             overhead = found.overhead
             rows.append(
@@ -184,6 +171,7 @@ def _overhead(setting: Setting) -> str:
                     f"{arch} {size[0]}x{size[1]}, {precision}",
                     number(found.frame_ms),
                     number(found.bare_ms),
+                    ", ".join(apps),
                     number(found.head_ms),
                     f"{overhead.value - 1:.1%} [{overhead.low - 1:.1%}, {overhead.high - 1:.1%}]",
                     f"{prepare} + {execute} + {finish}",
@@ -196,6 +184,7 @@ def _overhead(setting: Setting) -> str:
         "network",
         "frame, ms",
         "bare network call, ms",
+        "OpenVINO's benchmark_app, ms",
         "head, ms",
         "frame over both",
         "prepare + execute + finish, ms",
@@ -207,7 +196,9 @@ def _overhead(setting: Setting) -> str:
         [
             *table(header, rows),
             "",
-            "All in one process, taking turns. The matrix product is of two 2048x2048 matrices in "
+            "All in one process, taking turns, but for `benchmark_app`: it runs before and after, "
+            "on the user's graph up to the scores before the last Resize, which takes normalised "
+            "floats (medians of its runs). The matrix product is of two 2048x2048 matrices in "
             "PyTorch, its fastest call.",
         ]
     )
@@ -217,12 +208,13 @@ def _head(setting: Setting) -> str:
     import head
 
     rows = []
+    rounds = min(7, setting.rounds)  # PyTorch takes seconds for 150 classes
     for classes in (21, 150):
         scores = head.smooth(classes, (135, 240), 12)
         ways = {OURS: head.head(scores, head.FULL_HD), **head.peers(scores, head.FULL_HD)}
         expected = np.asarray(ways["torch"]())
         unlike = {way: int((np.asarray(call()) != expected).sum()) for way, call in ways.items()}
-        times = head.take_turns(ways, setting.rounds)
+        times = head.take_turns(ways, rounds)
         ours = [[value] for value in times[OURS]]
         for way, taken in times.items():
             ratio = ratio_of_medians([[value] for value in taken], ours)
@@ -242,7 +234,7 @@ def _head(setting: Setting) -> str:
             *table(header, rows),
             "",
             "Smooth scores [C, 135, 240] to labels [1080, 1920], all in one process, taking turns "
-            f"over {setting.rounds} rounds (`benchmarks/head.py` measures more cases).",
+            f"over {rounds} rounds (`benchmarks/head.py` measures more cases).",
         ]
     )
 
@@ -250,14 +242,14 @@ def _head(setting: Setting) -> str:
 def _pixels(setting: Setting) -> str:
     subject = _trained_subject(_LRASPP, setting)
     runs = []
-    for size in ((512, 512), (720, 1280), (1080, 1920), (2160, 3840), (4320, 7680)):
+    for size in _SIZES:
         pixels = size[0] * size[1]
         setting.say(f"{size[0]}x{size[1]}")
         plan = _short_plan(setting, pixels)
         frames = scenes(size, 1)
-        race, _ = race_on(subject, size, setting, frames_bgr=frames, plan=plan, brief=True)
+        race = race_on(subject, size, setting, frames_bgr=frames, plan=plan, brief=True)
         runs.append((f"{size[0]}x{size[1]}, {pixels / 1e6:.2f}", race))
-    return _growth("LR-ASPP, megapixels", runs)
+    return growth("LR-ASPP, megapixels", runs)
 
 
 def _classes(setting: Setting) -> str:
@@ -266,19 +258,19 @@ def _classes(setting: Setting) -> str:
         subject = _lraspp_subject(None if classes == NUM_CLASSES else classes, setting)
         plan = _short_plan(setting, 720 * 1280)
         frames = scenes((720, 1280), 1)
-        race, _ = race_on(subject, (720, 1280), setting, frames_bgr=frames, plan=plan, brief=True)
+        race = race_on(subject, (720, 1280), setting, frames_bgr=frames, plan=plan, brief=True)
         runs.append((str(classes), race))
-    return _growth("LR-ASPP at 720x1280, classes", runs)
+    return growth("LR-ASPP at 720x1280, classes", runs)
 
 
 def _batch(setting: Setting) -> str:
     subject = _trained_subject(_LRASPP, setting)
     runs = []
-    for batch in (1, 2, 4, 8):
+    for batch in _BATCHES:
         plan = _short_plan(setting, 512 * 512 * batch)
-        race, _ = race_on(subject, (512, 512), setting, batch=batch, plan=plan, brief=True)
+        race = race_on(subject, (512, 512), setting, batch=batch, plan=plan, brief=True)
         runs.append((str(batch), race))
-    return _growth("LR-ASPP at 512x512, frames in a call", runs)
+    return growth("LR-ASPP at 512x512, frames in a call", runs)
 
 
 def with_classes(module: nn.Module, classes: int) -> nn.Module:
@@ -328,47 +320,45 @@ def _lraspp_subject(classes: int | None, setting: Setting) -> Subject:
     return make_subject(f"{_LRASPP}-{classes}", module, folder=cache_folder(), say=setting.say)
 
 
-def _best_ours(race: Race) -> Any:
-    ours = [lane for lane in race.lanes if lane.contender.is_ours]
+def best_ours(race: Race) -> Lane:
+    """Give our fastest row, of those with eager PyTorch's labels.
+
+    Raises:
+        BenchmarkError: there is none.
+    """
+    ours = [lane for lane in race.lanes if lane.contender.is_ours and lane.has_same_labels]
     if not ours:
-        raise BenchmarkError(f"no row of {OURS} was run.")
+        raise BenchmarkError(f"no row of {OURS} was run and gave eager PyTorch's labels.")
     return min(ours, key=lambda lane: lane.median_ms)
 
 
 def _short_plan(setting: Setting, pixels: int) -> Plan:
-    """Measure for growth: fewer rounds and single calls where frames are large."""
+    """Measure for growth: few rounds of single calls; the call that gives labels warms up."""
     if pixels > 4e6:
-        return Plan(rounds=2, min_duration_seconds=0.0, warmup_calls=1, min_calls=1)
-    rounds = min(6, setting.rounds)
-    return Plan(rounds=rounds, min_duration_seconds=0.15 * rounds, warmup_calls=2, min_calls=1)
+        rounds = min(1 if pixels > _APART_PIXELS else 2, setting.rounds)
+        return Plan(rounds=rounds, min_duration_seconds=0.0, warmup_calls=0, min_calls=1)
+    rounds = min(5, setting.rounds)
+    return Plan(rounds=rounds, min_duration_seconds=0.15 * rounds, warmup_calls=1, min_calls=1)
 
 
-def _apart(
-    who: Sequence[Contender],
-    frames: Sequence[Array],
-    *,
-    batch: int,
-    plan: Plan,
-    say: Callable[[str], None],
-) -> Race:
-    """Race one contender at a time with itself, where memory does not hold all; no agreement."""
-    lanes = []
-    for contender in who:
-        alone = run_race([contender], frames, batch=batch, plan=plan, say=say)
-        lanes.append(alone.lanes[0])
-    return Race(tuple(lanes), plan.rounds or 0, None)
+def growth(unit: str, runs: Sequence[tuple[str, Race]]) -> str:
+    """Give one row a step, one column a contender: ms, and how many times ours that is.
 
-
-def _growth(unit: str, runs: Sequence[tuple[str, Race]]) -> str:
-    """Give one row a step, one column a contender: ms, and how many times ours that is."""
+    A contender with other labels has its agreement in place of the ratio.
+    """
     names = [f"{c.contender.name}, {c.contender.precision}" for c in runs[0][1].lanes]
     rows = []
     for step, race in runs:
-        ours = _best_ours(race)
+        ours = best_ours(race)
         cells = []
         for lane in race.lanes:
-            times = "" if lane is ours else f" ({number(lane.median_ms / ours.median_ms)}x)"
-            cells.append(f"{number(lane.median_ms)}{times}")
+            if not lane.has_same_labels:
+                beside = f" ({OTHER_LABELS}, {lane.agreement:.3%})"
+            elif lane is ours:
+                beside = ""
+            else:
+                beside = f" ({number(lane.median_ms / ours.median_ms)}x)"
+            cells.append(f"{number(lane.median_ms)}{beside}")
         rows.append((step, *cells))
     header = (unit, *(f"{name}, ms" for name in names))
-    return "\n".join([*table(header, rows), "", noise_text(runs[-1][1])])
+    return "\n".join([*table(header, rows), "", noise_text(*(race for _, race in runs))])

@@ -131,11 +131,14 @@ def fixed_graph(graph: Path, shape: tuple[int, int, int], *, target: Path) -> Pa
 
 def network_alone(graph: Path, *, target: Path) -> Path:
     """Cut the labels off a graph: what is left ends in the scores before the last Resize."""
+    import onnx
+
     data = graph.read_bytes()
     tail = find_tail(scan_onnx(data, name=f"'{graph}'", folder=graph.parent))
     if tail is None or tail.low_scores is None:
         raise ValueError(f"'{graph}' does not end in Resize and ArgMax")
-    target.write_bytes(with_outputs(data, [tail.low_scores]))
+    cut = onnx.load_model_from_string(with_outputs(data, [tail.low_scores]))
+    onnx.save(cut, target)  # in the usual order of fields: OpenVINO knows ONNX files by it
     return target
 
 

@@ -31,6 +31,7 @@ _MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as torchvision's own weights expect
 _STD = (0.229, 0.224, 0.225)
 _SCENE_PX = 352  # crops come from larger scenes, so that leaves are cut at their borders
 _HELD_OUT_SEED = 1_000_000
+_SETTLING_STEPS = 16  # batches that the final normalisation statistics are averaged over
 
 Say = Callable[[str], None]
 
@@ -170,7 +171,7 @@ def _settle_statistics(module: nn.Module, recipe: Recipe, rng: np.random.Generat
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean
     with torch.no_grad():
-        for step in range(16):
+        for step in range(_SETTLING_STEPS):
             module(_as_input(_crops(rng, recipe, recipe.steps + step)[0]))
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
