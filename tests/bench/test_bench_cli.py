@@ -189,7 +189,7 @@ def test_bare_graph_runs_on_images_of_another_size(
         (["--baseline", "gone.pt"], "there is no baseline model 'gone.pt'"),
         (["--mean", "0,0,0"], "says itself what its network expects"),
         (["--precision", "int8"], "nothing here runs"),
-        (["--backend", "tensorrt"], "there is no backend 'tensorrt' in this release"),
+        (["--backend", "tvm"], "there is no backend 'tvm'"),
         (["--compile"], "--compile needs a PyTorch baseline"),
         (["--eval", "images", "gone"], "there is no folder 'gone'"),
         (["--input", "gone"], "there is no input 'gone'"),

@@ -122,7 +122,7 @@ def export(
         return bytes(program.model_proto.SerializeToString())
 
 
-EXPORTERS = [("torchscript", 11), ("torchscript", 17), ("dynamo", 18), ("dynamo", 21)]
+EXPORTERS = [("torchscript", 11), ("torchscript", 17), ("dynamo", 21)]
 PEELED: dict[str, tuple[Tail, dict[str, object], dict[str, object]]] = {
     "size": (size, {}, {}),
     "corners": (corners, {}, {"align_corners": True}),
