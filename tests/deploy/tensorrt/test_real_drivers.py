@@ -14,6 +14,9 @@ from tests.deploy.tensorrt.fake_driver import build_fake_libcuda
 
 ROOT = Path(__file__).resolve().parents[3]
 TESTS = Path(__file__).with_name("over_real_drivers.py")
+CUDA_ROOT = cuda_root()
+# now, as tests run with a cache of their own
+PYCUDA = None if CUDA_ROOT is None else build_folder(CUDA_ROOT)
 
 
 def run_over_fake(libcuda: Path, device: str, *more_path: Path) -> str:
@@ -42,15 +45,14 @@ def test_cuda_bindings_run_the_runtime(tmp_path: Path) -> None:
 
 
 def test_pycuda_runs_the_runtime(tmp_path: Path) -> None:
-    problem, root = obstacle(), cuda_root()
-    if problem is not None or root is None:
+    problem = obstacle()
+    if problem is not None or PYCUDA is None:
         pytest.skip(f"PyCUDA needs CUDA's headers: {problem}")
-    folder = build_folder(root)
-    if not folder.is_dir():
+    if not PYCUDA.is_dir():
         pytest.skip("PyCUDA was not built: run scripts/build_pycuda.py")
-    (extension,) = (folder / "pycuda").glob("_driver*.so")
+    (extension,) = (PYCUDA / "pycuda").glob("_driver*.so")
     libcuda = build_fake_libcuda(tmp_path, extension=extension)
 
-    output = run_over_fake(libcuda, "pycuda", folder)
+    output = run_over_fake(libcuda, "pycuda", PYCUDA)
 
     assert " passed" in output
