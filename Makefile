@@ -38,8 +38,8 @@ readme: $(READY)  ## put what the last make demo measured into README.md
 peers: $(READY)  ## measure against other runtimes, about 15 minutes, into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.peers
 
-test: $(READY)  ## run all tests, a file at a time in each of two processes
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+test: $(READY)  ## run all tests, in two processes
+	$(BIN)/python scripts/run_tests.py $(PYTEST_ARGS)
 
 test-fast: $(READY)  ## run the tests that are not marked slow, the last failures first
 	$(BIN)/python -m pytest -m "not slow" --failed-first --exitfirst $(PYTEST_ARGS)
