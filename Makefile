@@ -11,7 +11,7 @@ GPU_CHECK_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo readme peers test test-fast gpu-check pycuda mutate lint format typecheck wheel constraints clean distclean
+.PHONY: help venv demo larger readme peers test test-fast gpu-check pycuda mutate lint format typecheck wheel constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## export, measure and run a trained network on real data, under build/demo
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
+
+larger: $(READY)  ## train FCN-ResNet50 on the demo's data and export it, 20 minutes, build/larger
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/larger.sh
 
 readme: $(READY)  ## put what the last make demo measured into README.md
 	$(BIN)/python scripts/write_readme.py

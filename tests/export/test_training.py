@@ -124,6 +124,28 @@ def test_the_papers_recipe_moves_biases_at_the_double_rate_without_decay() -> No
         torch.testing.assert_close(after[name].detach(), before[name] - rate * slope)
 
 
+def test_an_auxiliary_head_adds_half_its_loss() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main = seeded(nn.Conv2d, 3, 3, 1)
+            self.side = nn.Conv2d(3, 3, 1)
+
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return {"out": self.main(images), "aux": self.side(images)}
+
+    model = TwoHeads()
+    images, labels = data().tensors
+    main, side = (
+        nn.functional.cross_entropy(head(images), labels).item()
+        for head in (model.main, model.side)
+    )
+
+    losses = fine_tune(model, data(), steps=1, batch=12, progress=False)
+
+    assert losses[0] == pytest.approx(main + 0.5 * side, rel=1e-5)  # float32
+
+
 def test_pixels_of_255_count_for_nothing() -> None:
     images, labels = data().tensors
     half = labels.clone()

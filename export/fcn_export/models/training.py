@@ -22,6 +22,9 @@ __all__ = ["Recipe", "fine_tune"]
 
 log = logging.getLogger(__name__)
 
+AUX_WEIGHT = 0.5
+"""Of an auxiliary head's loss, as in torchvision's references/segmentation/train.py."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -79,7 +82,8 @@ def fine_tune(
     interrupted and taken up again.
 
     Args:
-        model: takes [N, channels, H, W], gives scores [N, C, H, W]; changed in place, and left in
+        model: takes [N, channels, H, W], gives scores [N, C, H, W], or as torchvision's networks a
+            dict with them as ``out`` and perhaps ``aux``; changed in place, and left in
             evaluation mode. Any network will do, such as a classifier's, with labels [N].
         data: items of one size: image, float32 [channels, H, W], and labels, int64 [H, W].
         steps: batches in all, also those done before.
@@ -114,7 +118,7 @@ def fine_tune(
                 images, labels = default_collate(
                     [data[i] for i in _indices(data, step - 1, batch=batch, seed=seed)]
                 )
-                loss = functional.cross_entropy(model(images), labels, ignore_index=IGNORE_LABEL)
+                loss = _loss(model(images), labels)
                 value = float(loss.detach())
                 if not value < float("inf"):
                     raise ExecutionError(
@@ -135,6 +139,13 @@ def fine_tune(
         model.eval()
         torch.set_rng_state(random_before)
     return losses
+
+
+def _loss(found: Tensor | dict[str, Tensor], labels: Tensor) -> Tensor:
+    if not isinstance(found, dict):
+        return functional.cross_entropy(found, labels, ignore_index=IGNORE_LABEL)
+    loss = _loss(found["out"], labels)
+    return loss + AUX_WEIGHT * _loss(found["aux"], labels) if "aux" in found else loss
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
