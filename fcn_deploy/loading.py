@@ -13,6 +13,7 @@ from typing import Literal
 
 from fcn_deploy.artifact import Artifact, is_artifact
 from fcn_deploy.backends.base import Backend, ExecutionContext, ModelSource
+from fcn_deploy.backends.execution_providers import ProviderList
 from fcn_deploy.choice import choose_backend, choose_plan, choose_precision, parse_precision
 from fcn_deploy.errors import (
     ArtifactError,
@@ -209,6 +210,7 @@ def open_model(
     *,
     backend: str = "auto",
     precision: str = "auto",
+    providers: ProviderList | None = None,
     num_threads: int | None = None,
     num_streams: int = 1,
     mean: Sequence[float] | None = None,
@@ -223,9 +225,11 @@ def open_model(
     if file.backend is not None and backend == "auto":
         backend = file.backend
     # a file that was named itself, a plan or a precision leave nothing to what was measured
-    open_choice = precision == "auto" and file.precision is None
+    open_choice = precision == "auto" and file.precision is None and providers is None
     tuned = kept_rows(file.manifest) if open_choice and file.manifest is not None else None
-    chosen, backend_reason = choose_backend(backend, file.path.suffix, tuned=tuned)
+    chosen, backend_reason = choose_backend(
+        backend, file.path.suffix, tuned=tuned, providers=providers
+    )
     if file.backend is not None and file.backend != chosen.name:
         raise BackendUnavailableError(
             f"'{file.path.name}' is a plan of {file.backend}; {chosen.name} cannot run it.",
@@ -237,7 +241,12 @@ def open_model(
         decided, precision_reason = _plan_precision(file, precision)
     else:
         decided, precision_reason = choose_precision(
-            precision, chosen, file.manifest, file_precision=file.precision, tuned=tuned
+            precision,
+            chosen,
+            file.manifest,
+            file_precision=file.precision,
+            tuned=tuned,
+            measured=providers is None,
         )
         if file.artifact is not None and file.precision is None:
             file = locate_model(path, backend=chosen.name, precision=decided)
