@@ -149,8 +149,11 @@ class Segmenter(ContextManaged):
         form = self._model.output_format
         if form.peeled is not None:
             return f"in the runtime, peeled from the graph at '{form.name}'"
+        if form.on_device:
+            return f"on the GPU, of the scores '{form.inner_scores}' that the plan ends in"
         if form.kind == "scores":
-            return "in the runtime, as the graph ends in scores"
+            why = form.not_on_device_because
+            return f"in the runtime, as the graph ends in scores{f': {why}' if why else ''}"
         why = form.not_peeled_because
         return "in the graph" if why is None else f"in the graph, as {why}"
 
@@ -349,6 +352,8 @@ class Segmenter(ContextManaged):
 
     def _context_with_scores(self) -> ExecutionContext:
         model, form = self._model, self._model.output_format
+        if model.scores_context is not None:
+            return model.scores_context
         if form.inner_scores is None and form.kind == "scores":
             return model.context
         if form.inner_scores is None or model.file.source().data is None:
@@ -364,10 +369,13 @@ class Segmenter(ContextManaged):
             return self._scores_context
 
     def _channels(self) -> int | None:
-        form = self._model.output_format
+        form, context = self._model.output_format, self._model.context
+        name = form.name
         if form.kind != "scores":
-            return None
-        spec = next(spec for spec in self._model.context.outputs if spec.name == form.name)
+            if self._model.scores_context is None or form.inner_scores is None:
+                return None
+            name, context = form.inner_scores, self._model.scores_context
+        spec = next(spec for spec in context.outputs if spec.name == name)
         return spec.shape[form.class_axis]
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME = Path("fcn_deploy/backends/tensorrt")
 TESTS = (
     *("test_execution.py", "test_session.py", "test_device_arrays.py", "test_engine.py"),
-    "test_backend.py",
+    *("test_backend.py", "test_label_stage.py"),
 )
 
 
@@ -41,7 +41,7 @@ def drop(what: str, file: str, line: str, *, nth: int = 0) -> Mutation:
     return Mutation(what, file, line, "pass", nth)
 
 
-S, R, P, U, X, B, E, G, D = (
+S, R, P, U, X, B, E, G, D, L = (
     "session.py",
     "ring.py",
     "slots.py",
@@ -51,6 +51,7 @@ S, R, P, U, X, B, E, G, D = (
     "engine.py",
     "graph_cache.py",
     "device_arrays.py",
+    "label_stage.py",
 )
 
 MUTATIONS = (
@@ -214,6 +215,19 @@ MUTATIONS = (
         "if False:\n                check_plan",
     ),
     Mutation("strides are not looked at", D, "if strides is not None and", "if False and"),
+    drop("scores are not labelled", S, "labelling.enqueue(places, self._stream)"),
+    Mutation(
+        "scores are labelled in another stream",
+        S,
+        "labelling.enqueue(places, self._stream)",
+        "labelling.enqueue(places, 0)",
+    ),
+    drop(
+        "the label stage's tables are not copied in",
+        S,
+        "feeds = {**feeds, labelling.tables_name: labelling.tables}",
+    ),
+    drop("scores that are no numbers go unnoticed", L, "check_tainted(arrays[self._mark])"),
     Mutation(
         "a session is used after its end",
         S,

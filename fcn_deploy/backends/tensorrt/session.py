@@ -15,6 +15,7 @@ from fcn_deploy.backends.tensorrt.device_arrays import DeviceArray, DeviceView, 
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.backends.tensorrt.execution import BoundContext, Shapes
 from fcn_deploy.backends.tensorrt.graph_cache import GraphCache
+from fcn_deploy.backends.tensorrt.label_stage import LabelStage
 from fcn_deploy.backends.tensorrt.ring import Ring
 from fcn_deploy.backends.tensorrt.slots import PendingResult, RunTimes, Slot
 from fcn_deploy.backends.tensorrt.surface import ExecutionContext
@@ -65,13 +66,18 @@ class InferenceSession(ContextManaged):
         return self.submit(feeds).result(out=out)
 
     def submit(
-        self, feeds: Mapping[str, Array], *, outputs: Sequence[str] | None = None
+        self,
+        feeds: Mapping[str, Array],
+        *,
+        outputs: Sequence[str] | None = None,
+        stage: LabelStage | None = None,
     ) -> PendingResult:
         """Start a run, and wait for none but the one that had its slot, `depth` runs ago.
 
         Args:
             feeds: an array for each input; copied before this returns.
             outputs: names to copy back; None means all.
+            stage: labels scores on the GPU; its `labels` are one more output, copied back always.
 
         Raises:
             ShapeError, DTypeError: a feed is missing, unknown or of another kind than any profile
@@ -88,16 +94,32 @@ class InferenceSession(ContextManaged):
             context = self._usable_context()
             slot = self._ring.next_slot()
             output_shapes = context.set_shapes(profile, shapes, self._stream)
-            addresses = self._addresses(slot, shapes, output_shapes)
+            known = shapes | output_shapes
+            addresses = places = self._addresses(slot, known)
+            specs = [spec for spec in self.engine.outputs if spec.name in wanted]
+            labelling = None if stage is None else stage.prepare(known)
+            if labelling is not None:
+                feeds = {**feeds, labelling.tables_name: labelling.tables}
+                known |= labelling.shapes
+                room = self._ring.addresses(slot, labelling.buffers, known)
+                places = addresses | labelling.places(room)
+                specs += labelling.outputs
             try:
-                self._ring.copy_in(slot, feeds, addresses)
+                self._ring.copy_in(slot, feeds, places)
                 self._run(context, (profile, *shapes.items()), addresses)
-                specs = [spec for spec in self.engine.outputs if spec.name in wanted]
-                parts = self._ring.copy_out(slot, specs, output_shapes, addresses)
+                if labelling is not None:
+                    labelling.enqueue(places, self._stream)
+                parts = self._ring.copy_out(slot, specs, known, places)
             except BaseException:
                 self._ring.drain(slot)  # copies that were begun still use its memory
                 raise
-            slot.pending = PendingResult(self._device, slot, parts, timed=self._timing)
+            slot.pending = PendingResult(
+                self._device,
+                slot,
+                parts,
+                timed=self._timing,
+                finish=None if labelling is None else labelling.finish,
+            )
             return slot.pending
 
     def infer_device(
@@ -165,7 +187,7 @@ class InferenceSession(ContextManaged):
             bound = _bind(self.engine, raw)
             slot = self._ring.next_slot()
             addresses = self._addresses(
-                slot, shapes, bound.set_shapes(profile, shapes, self._stream)
+                slot, shapes | bound.set_shapes(profile, shapes, self._stream)
             )
             self._ring.copy_in(slot, feeds, addresses)
             bound.set_addresses(addresses)
@@ -205,9 +227,8 @@ class InferenceSession(ContextManaged):
             raise RuntimeError("a session without a context is not closed")
         return self._context
 
-    def _addresses(self, slot: Slot, inputs: Shapes, outputs: Shapes) -> dict[str, int]:
-        specs = (*self.engine.inputs, *self.engine.outputs)
-        return self._ring.addresses(slot, specs, {**inputs, **outputs})
+    def _addresses(self, slot: Slot, shapes: Shapes) -> dict[str, int]:
+        return self._ring.addresses(slot, (*self.engine.inputs, *self.engine.outputs), shapes)
 
     def _run(
         self, context: BoundContext, shapes: tuple[object, ...], addresses: Mapping[str, int]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,12 +57,25 @@ class PendingResult:
     """A run under way. Several threads may ask for its result."""
 
     def __init__(
-        self, device: DeviceBackend, slot: Slot, parts: Mapping[str, Array], *, timed: bool
+        self,
+        device: DeviceBackend,
+        slot: Slot,
+        parts: Mapping[str, Array],
+        *,
+        timed: bool,
+        finish: Callable[[dict[str, Array]], dict[str, Array]] | None = None,
     ) -> None:
+        """Hold a run that was enqueued.
+
+        Args:
+            parts: page-locked memory that its outputs are copied to.
+            finish: makes the result of the outputs, when they are there; may refuse them.
+        """
         self._device = device
         self._slot = slot
         self._parts = parts  # page-locked, until the result is copied out of it
         self._timed = timed
+        self._finish = finish
         self._lock = threading.Lock()
         self._arrays: dict[str, Array] = {}
         self._times: RunTimes | None = None
@@ -85,6 +98,7 @@ class PendingResult:
 
         Raises:
             ExecutionError: the run failed on the GPU.
+            NonFiniteOutputError: labels were made on the GPU, of scores with NaN or infinity.
             ShapeError: an array of `out` is of another shape or dtype.
         """
         self.settle()
@@ -116,7 +130,8 @@ class PendingResult:
                             device.elapsed_ms(slot.begun, slot.downloaded),
                         )
                 # copied: the slot's memory is overwritten by its next run
-                self._arrays = {name: part.copy() for name, part in self._parts.items()}
+                arrays = {name: part.copy() for name, part in self._parts.items()}
+                self._arrays = arrays if self._finish is None else self._finish(arrays)
             except FcnDeployError as error:
                 self._error = error
             finally:

@@ -50,8 +50,10 @@ def write_artifact(
     agreement: float = 1.0,
     capability: str = "8.6",
     versions: dict[str, str] = VERSIONS,
+    graph: bytes = GRAPH,
+    multiple_of: int = 1,
 ) -> Path:
-    """Write an artifact of the tests' graph with plans, and fp16's and int8's fidelity."""
+    """Write an artifact of a graph of the tests with plans, and fp16's and int8's fidelity."""
     variants = [
         Variant(
             "model.onnx",
@@ -62,11 +64,11 @@ def write_artifact(
     ]
     path = folder / "model.fcn"
     with ArtifactWriter(path, force=True) as writer:
-        writer.add("model.onnx", GRAPH)
+        writer.add("model.onnx", graph)
         for backend, precisions in plans.items():
             for precision in precisions:
                 name = f"model.{precision}.{backend}.plan"
-                plan = make_plan(GRAPH, [SMALL, LARGE], library=backend, version=VERSIONS[backend])
+                plan = make_plan(graph, [SMALL, LARGE], library=backend, version=VERSIONS[backend])
                 writer.add(name, plan)
                 variants.append(Variant(name, precision, backend, (capability,)))
         manifest = replace(
@@ -74,6 +76,7 @@ def write_artifact(
             classes=tuple(ClassInfo(str(n), (n, n, n)) for n in range(3)),
             variants=tuple(variants),
             provenance=versions,
+            shapes=replace(MANIFEST.shapes, multiple_of=multiple_of),
         )
         writer.commit(manifest)
     return path

@@ -13,9 +13,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from fcn_deploy.backends.tensorrt import device_head
+from fcn_deploy.backends.tensorrt import head_kernel
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
-from fcn_deploy.backends.tensorrt.device_head import DeviceHead, compile_head
+from fcn_deploy.backends.tensorrt.device_head import DeviceHead
+from fcn_deploy.backends.tensorrt.head_kernel import compile_head
 from fcn_deploy.errors import ClosedError, NonFiniteOutputError, ShapeError
 from fcn_deploy.head import upsample_argmax
 from fcn_deploy.tensors import Array
@@ -152,7 +153,7 @@ def test_nvcc_compiles_the_kernel_for_every_gpu(tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("the CUDA toolkit is not here: there is no nvcc")
-    source = Path(device_head.__file__).with_name("head.cu")
+    source = Path(head_kernel.__file__).with_name("head.cu")
     targets = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in COMPUTE_CAPABILITIES]
 
     done = subprocess.run(
