@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -298,11 +300,21 @@ def test_exception_of_the_listener_comes_out_of_the_build(
     assert capfd.readouterr() == ("", "")
 
 
+@contextmanager
+def sigint_handled(handler: Any) -> Iterator[None]:
+    """Set the handler of SIGINT, whatever the tests were started with; it must be left in place."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_interrupt_ends_the_build_and_is_raised_after_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = write(network(), tmp_path)
-    before = signal.getsignal(signal.SIGINT)
     heard: list[BuildProgress] = []
 
     def press_once(progress: BuildProgress) -> None:
@@ -310,12 +322,23 @@ def test_interrupt_ends_the_build_and_is_raised_after_it(
         if len(heard) == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    with sigint_handled(signal.default_int_handler), pytest.raises(KeyboardInterrupt):
         build_engine(path, CONFIG, on_progress=press_once)
-    assert signal.getsignal(signal.SIGINT) is before
     assert len(heard) < 10
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_interrupt_that_is_ignored_does_not_end_the_build(tmp_path: Path) -> None:
+    path = write(network(), tmp_path)
+
+    def press(progress: BuildProgress) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with sigint_handled(signal.SIG_IGN):  # as under nohup, and in a shell's background
+        built = build_engine(path, CONFIG, on_progress=press)
+
+    assert len(built.plan) > 1000
 
 
 def test_builder_still_works_after_a_cancelled_build(tmp_path: Path) -> None:
