@@ -158,6 +158,11 @@ MUTATIONS = (
         "self._graphs is not None",
     ),
     drop("graphs are not freed at the end", S, "self._graphs.close()"),
+    drop(
+        "a recording that failed is not freed",
+        G,
+        "self._device.release(self._device.end_capture(stream))",
+    ),
     drop("graphs pile up", G, "self._device.release(oldest)"),
     Mutation(
         "addresses are not set again",

@@ -171,8 +171,8 @@ class TrtLabels:
         self.inputs = context.inputs
         (scores,) = (spec for spec in context.outputs if spec.name == stage.scores)
         classes = scores.shape[1]
-        # how many there are is known to every plan of a network
-        dtype = label_dtype(256 if classes is None else classes).name
+        # a plan that leaves the number of classes open is taken to have few of them
+        dtype = label_dtype(classes or 1).name
         labels = TensorSpec(stage.labels, dtype, (scores.shape[0], None, None))
         self.outputs = (labels, scores) if give_scores else (labels,)
 

@@ -30,10 +30,6 @@ class DeviceView:
     dtype: np.dtype[Any]
     stream: int | None = None
 
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
 
 class DeviceArray(ContextManaged):
     """Device memory that the caller owns: `close()` frees it, and so does the session's `close()`.

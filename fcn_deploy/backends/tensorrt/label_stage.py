@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fcn_deploy.backends.tensorrt.execution import Shapes
 from fcn_deploy.backends.tensorrt.head_kernel import (
@@ -51,7 +51,7 @@ class LabelStage:
         if len(shape) != 4:
             raise ExecutionError(f"the scores are {list(shape)}; expected [N, C, h, w].")
         height, width = (shapes[self.image][axis] for axis in self.axes)
-        return LabelRun(self, shape, (height, width))
+        return LabelRun(self, shape, (height, width), head_tables(shape[2:], (height, width)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +61,13 @@ class LabelRun:
     Attributes:
         shape: of the scores.
         size: (height, width) of the labels in px.
+        tables: what is copied in as `tables_name`.
     """
 
     stage: LabelStage
     shape: tuple[int, ...]
     size: tuple[int, int]
-
-    @property
-    def tables(self) -> Array:
-        """What is copied in as `tables_name`."""
-        return head_tables(self.shape[2:], self.size)
+    tables: Array = field(repr=False)
 
     @property
     def tables_name(self) -> str:

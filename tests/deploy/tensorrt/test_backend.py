@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimDriver]:
 
 def write_artifact(
     folder: Path,
-    plans: dict[str, tuple[Precision, ...]],
+    plans: Mapping[str, tuple[Precision, ...]],
     *,
     agreement: float = 1.0,
     capability: str = "8.6",
@@ -135,6 +135,28 @@ def test_auto_leaves_a_plan_for_another_gpu_out_and_says_so(
         assert segmenter.backend == "openvino"
         assert "'model.fp16.tensorrt.plan' was left out" in segmenter.reason
         assert "for compute capability 9.0" in segmenter.reason
+
+
+def test_auto_leaves_plans_out_where_the_gpu_does_not_open(
+    driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_artifact(tmp_path, {"tensorrt": ALL})
+
+    def open_device() -> None:
+        raise BackendUnavailableError("the driver failed in cuInit.", hint="Reboot.")
+
+    monkeypatch.setattr("fcn_deploy.backends.tensorrt.backend.open_device", open_device)
+
+    with Segmenter.open(path) as segmenter:
+        assert segmenter.backend == "openvino"
+        assert "was left out: the driver failed in cuInit." in segmenter.reason
+
+
+def test_a_plan_computes_in_the_types_that_it_was_built_with(driver: SimDriver) -> None:
+    backend = get_backend("tensorrt")
+
+    assert backend.precisions() == tuple(Precision)
+    assert backend.arithmetic(Precision.INT8) == "int8, in the types that the plan was built with"
 
 
 def test_a_plan_for_another_gpu_that_is_asked_for_is_an_error(

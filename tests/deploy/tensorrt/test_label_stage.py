@@ -18,7 +18,12 @@ from fcn_deploy.backends.tensorrt import head_kernel
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
 from fcn_deploy.backends.tensorrt.head_kernel import HeadKernel
 from fcn_deploy.backends.tensorrt.label_stage import LabelStage
-from fcn_deploy.errors import BackendUnavailableError, ClosedError, NonFiniteOutputError
+from fcn_deploy.errors import (
+    BackendUnavailableError,
+    ClosedError,
+    ExecutionError,
+    NonFiniteOutputError,
+)
 from fcn_deploy.head import upsample_argmax
 from fcn_deploy.tensors import Array, Precision
 from tests.deploy.clips import write_clip
@@ -240,6 +245,18 @@ def test_use_after_the_end_is_refused(driver: SimDriver, tmp_path: Path) -> None
 def stage_on(world: World) -> LabelStage:
     with world.device.current():
         return LabelStage(HeadKernel(cast(DeviceBackend, world.device)), "out", "image", (1, 2))
+
+
+def test_scores_of_another_rank_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, host_kernel: Any
+) -> None:
+    use_head(monkeypatch, host_kernel)
+    world = make_world()
+    stage = stage_on(world)
+
+    with pytest.raises(ExecutionError, match=r"scores are \[1, 8, 8\]; expected \[N, C, h, w\]"):
+        stage.prepare({"image": (1, 8, 8, 3), "out": (1, 8, 8)})
+    world.close()
 
 
 @pytest.mark.parametrize("seed", [None, 1, 2, 3])
