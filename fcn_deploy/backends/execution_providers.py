@@ -77,7 +77,8 @@ def provider_requests(providers: ProviderList) -> tuple[ProviderRequest, ...]:
     """Read a list of providers.
 
     The CUDA provider computes fp32 in fp32 unless its option `use_tf32` says otherwise: ONNX
-    Runtime's default is TF32, with 10 bits of mantissa.
+    Runtime's default is TF32, with 10 bits of mantissa. TensorRT's providers have no such option;
+    they compute as TensorRT does by itself.
 
     Raises:
         ValueError: there is none, one twice, or one that is no name with options.

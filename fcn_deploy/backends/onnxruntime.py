@@ -114,7 +114,8 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = max(1, (num_threads or usable_cores()) // num_streams)
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL
-        options.add_session_config_entry(RECORD_PLACEMENT, "1")
+        if self._providers != _CPU_ALONE:
+            options.add_session_config_entry(RECORD_PLACEMENT, "1")
         model = str(source.path) if source.data is None else source.cut_data()
         by_name: Any = [(each.name, dict(each.options)) for each in self._providers]
         try:

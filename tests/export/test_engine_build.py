@@ -27,6 +27,7 @@ from fcn_deploy.errors import (
 from fcn_deploy.tensors import Precision
 from fcn_export.engine import BuildConfig, BuildProgress, InputShapes, build_engine
 from fcn_export.engine.refusals import plain_reason
+from tests.deploy.graphs import segmentation_graph
 from tests.export.engine_graphs import PROFILE, network, single_op, write
 
 CONFIG = BuildConfig(library="tensorrt-rtx", profiles=(PROFILE,), compute_capabilities=("8.6",))
@@ -94,6 +95,17 @@ def test_several_profiles_go_into_one_plan(tmp_path: Path) -> None:
 
     assert engine.profiles == (PROFILE, large)
     assert engine.layer_shares == {"float32": 1.0}
+
+
+def test_a_network_that_ends_in_low_resolution_scores_becomes_a_plan(tmp_path: Path) -> None:
+    path = tmp_path / "scores.onnx"
+    path.write_bytes(segmentation_graph(head="scores"))
+    shapes = InputShapes((1, 16, 16, 3), (1, 64, 64, 3), (4, 96, 96, 3))
+
+    built = build_engine(path, BuildConfig(library="tensorrt-rtx", profiles=({"image": shapes},)))
+
+    assert built.layer_shares == {"float32": 1.0}
+    assert len(built.plan) > 1000
 
 
 def test_options_that_the_library_takes_are_set(tmp_path: Path) -> None:

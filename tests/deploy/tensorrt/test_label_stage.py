@@ -25,6 +25,8 @@ from fcn_deploy.errors import (
     NonFiniteOutputError,
 )
 from fcn_deploy.head import upsample_argmax
+from fcn_deploy.onnx_scan import scan_onnx, with_outputs
+from fcn_deploy.tail import find_tail
 from fcn_deploy.tensors import Array, Precision
 from tests.deploy.clips import write_clip
 from tests.deploy.graphs import segmentation_graph
@@ -34,9 +36,11 @@ from tests.deploy.tensorrt.simulated_driver import SimDevice, SimDriver
 from tests.deploy.tensorrt.simulated_tensorrt import make_plan
 from tests.deploy.tensorrt.test_backend import write_artifact
 from tests.deploy.tensorrt.worlds import (
+    GRAPH,
     LARGE,
     SMALL,
     World,
+    expected,
     frames,
     make_world,
     use_head,
@@ -141,6 +145,22 @@ def test_an_artifacts_frames_are_padded_and_its_labels_cut(
     (wanted,) = upsample_argmax(scores_of(SCORES, fed), (24, 32))
     assert labels.shape == (21, 30)
     np.testing.assert_array_equal(labels, wanted[:21, :30])
+
+
+def test_scores_of_the_frames_own_size_are_labelled_too(driver: SimDriver, tmp_path: Path) -> None:
+    tail = find_tail(scan_onnx(GRAPH, name="graph", folder=tmp_path))
+    assert tail is not None
+    assert tail.scores is not None
+    graph = with_outputs(GRAPH, (tail.scores,))  # as fcn-export --head scores makes it
+    path = write_artifact(tmp_path, {"tensorrt": (Precision.FP32,)}, graph=graph)
+
+    with Segmenter.open(path, backend="tensorrt") as segmenter:
+        result = segmenter(frame(), scores=True)
+
+    assert result.scores is not None
+    assert result.scores.shape == (3, 24, 32)
+    np.testing.assert_array_equal(result.labels, result.scores.argmax(0))
+    np.testing.assert_array_equal(result.labels, expected(frame()[np.newaxis])[0])
 
 
 def test_frames_of_a_batch_and_of_other_sizes_follow_each_other(
