@@ -143,9 +143,10 @@ class TrtContext(ContextManaged):
         return self._session().submit(feeds, outputs=outputs, stage=stage).result()
 
     def close(self) -> None:
-        if self._closed:
-            return
-        super().close()
+        with self._lock:  # no session is made from here on
+            if self._closed:
+                return
+            super().close()
         for session in self._sessions:
             session.close()  # before the kernel that their runs use
         if self._kernel is not None:
