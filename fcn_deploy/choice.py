@@ -6,6 +6,7 @@ from typing import cast
 
 from fcn_deploy.backends import backend_names, get_backend, plan_backend_names
 from fcn_deploy.backends.base import Backend, PlanBackend
+from fcn_deploy.backends.execution_providers import ProviderList
 from fcn_deploy.errors import ArtifactMissingError, BackendUnavailableError
 from fcn_deploy.machine import describe_machine
 from fcn_deploy.manifest import Manifest, Variant
@@ -46,7 +47,11 @@ def parse_precision(text: str) -> Precision:
 
 
 def choose_backend(
-    name: str, suffix: str, *, tuned: TunedRows | None = None
+    name: str,
+    suffix: str,
+    *,
+    tuned: TunedRows | None = None,
+    providers: ProviderList | None = None,
 ) -> tuple[Backend, str]:
     """Find the backend for a file.
 
@@ -54,21 +59,25 @@ def choose_backend(
         name: a backend's name, or ``"auto"``.
         suffix: the file's ending, such as ``".onnx"``.
         tuned: what was measured here, where backend and precision are both left to us.
+        providers: as `get_backend` takes them.
 
     Returns:
         The backend, and why it was taken.
 
     Raises:
         BackendUnavailableError: it is not installed, or none is, or it does not read such files.
-        ValueError: there is no backend of this name.
+        ValueError: there is no backend of this name, or it has no providers.
     """
-    if name != "auto":
-        backend = get_backend(name)
+    if name != "auto" or providers is not None:
+        backend = get_backend(name, providers=providers)
         if suffix not in backend.suffixes:
             raise BackendUnavailableError(
                 f"{name} does not read '{suffix}' files; it reads {', '.join(backend.suffixes)}."
             )
         backend.version()  # raises with the command that installs it
+        if providers is not None:
+            names = " and ".join(each if isinstance(each, str) else each[0] for each in providers)
+            return backend, f"{name} with {names} was asked for"
         return backend, f"{name} was asked for"
     best = None if tuned is None else tuned.best(backends=_installed(suffix))
     if best is not None:
@@ -162,6 +171,7 @@ def choose_precision(
     *,
     file_precision: Precision | None = None,
     tuned: TunedRows | None = None,
+    measured: bool = True,
 ) -> tuple[Precision, str]:
     """Decide the precision.
 
@@ -174,6 +184,7 @@ def choose_precision(
         manifest: of the artifact; None for a bare graph, which runs in fp32.
         file_precision: of the one file that was asked for; None leaves the choice of the file.
         tuned: what was measured here of this artifact; None where nothing was kept.
+        measured: whether what export measured holds for the backend as it is set up: on a CPU.
 
     Returns:
         The precision, and why it was taken.
@@ -190,6 +201,8 @@ def choose_precision(
         return _asked_for(wanted, backend, able, manifest, file_precision)
     if manifest is None:
         return Precision.FP32, "fp32, as nothing was measured of this file"
+    if not measured:
+        return Precision.FP32, "fp32, as nothing was measured with these providers"
     best = None if tuned is None else tuned.best(backends=(backend.name,))
     if tuned is not None and best is not None and best.precision in able:
         height, width = tuned.size

@@ -11,6 +11,7 @@ from typing import Any
 
 from fcn_deploy import __version__
 from fcn_deploy.backends import backend_names, get_backend, plan_backend_names
+from fcn_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from fcn_deploy.errors import BackendUnavailableError
 from fcn_deploy.libraries import LibraryStatus, check_libraries
 from fcn_deploy.loading import locate_model
@@ -45,12 +46,14 @@ class BackendStatus:
         version: None where it cannot be used.
         precisions: what this machine computes in with it; empty where it cannot be used.
         problem: why it cannot be used, and the command that helps; None where it can.
+        providers: of ONNX Runtime: its execution providers, by name.
     """
 
     name: str
     version: str | None
     precisions: tuple[Precision, ...]
     problem: str | None
+    providers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +170,8 @@ def diagnose(model: str | os.PathLike[str] | None = None) -> Diagnosis:
 def _diagnose_backend(name: str) -> BackendStatus:
     backend = get_backend(name)
     try:
-        return BackendStatus(name, backend.version(), backend.precisions(), None)
+        providers = backend.providers() if isinstance(backend, OnnxRuntimeBackend) else ()
+        return BackendStatus(name, backend.version(), backend.precisions(), None, providers)
     except BackendUnavailableError as error:
         problem = str(error)
         if backend.available() and error.__cause__ is not None:

@@ -6,13 +6,14 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from fcn_deploy.artifact import Artifact, is_artifact
-from fcn_deploy.backends.base import Backend, ExecutionContext, ModelSource
+from fcn_deploy.backends.base import Backend, ExecutionContext, LabellingContext, ModelSource
+from fcn_deploy.backends.execution_providers import ProviderList
 from fcn_deploy.choice import choose_backend, choose_plan, choose_precision, parse_precision
 from fcn_deploy.errors import (
     ArtifactError,
@@ -110,6 +111,9 @@ class OutputFormat:
         inner_scores: name of the tensor that holds the scores before upsampling, or None where
             they are the output itself or unknown.
         inner_class_axis: of that tensor.
+        on_device: whether the labels are made of the inner scores where the network runs, and not
+            in its graph.
+        not_on_device_because: a phrase, where a device might have labelled its scores.
         peeled: what the runtime does in place of the graph's tail; None where nothing.
         not_peeled_because: a phrase, where the graph makes the labels itself.
     """
@@ -121,13 +125,19 @@ class OutputFormat:
     confidence: str | None = None
     inner_scores: str | None = None
     inner_class_axis: int = 1
+    on_device: bool = False
+    not_on_device_because: str | None = None
     peeled: PeeledTail | None = None
     not_peeled_because: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedModel:
-    """A loaded network and how to feed and read it."""
+    """A loaded network and how to feed and read it.
+
+    Attributes:
+        scores_context: gives the class scores as well, where labels are made on the device.
+    """
 
     file: ModelFile
     backend: Backend
@@ -137,6 +147,7 @@ class OpenedModel:
     input_format: InputFormat
     output_format: OutputFormat
     num_streams: int = 1
+    scores_context: ExecutionContext | None = None
 
 
 def locate_model(
@@ -209,6 +220,7 @@ def open_model(
     *,
     backend: str = "auto",
     precision: str = "auto",
+    providers: ProviderList | None = None,
     num_threads: int | None = None,
     num_streams: int = 1,
     mean: Sequence[float] | None = None,
@@ -223,9 +235,11 @@ def open_model(
     if file.backend is not None and backend == "auto":
         backend = file.backend
     # a file that was named itself, a plan or a precision leave nothing to what was measured
-    open_choice = precision == "auto" and file.precision is None
+    open_choice = precision == "auto" and file.precision is None and providers is None
     tuned = kept_rows(file.manifest) if open_choice and file.manifest is not None else None
-    chosen, backend_reason = choose_backend(backend, file.path.suffix, tuned=tuned)
+    chosen, backend_reason = choose_backend(
+        backend, file.path.suffix, tuned=tuned, providers=providers
+    )
     if file.backend is not None and file.backend != chosen.name:
         raise BackendUnavailableError(
             f"'{file.path.name}' is a plan of {file.backend}; {chosen.name} cannot run it.",
@@ -237,7 +251,12 @@ def open_model(
         decided, precision_reason = _plan_precision(file, precision)
     else:
         decided, precision_reason = choose_precision(
-            precision, chosen, file.manifest, file_precision=file.precision, tuned=tuned
+            precision,
+            chosen,
+            file.manifest,
+            file_precision=file.precision,
+            tuned=tuned,
+            measured=providers is None,
         )
         if file.artifact is not None and file.precision is None:
             file = locate_model(path, backend=chosen.name, precision=decided)
@@ -251,7 +270,7 @@ def open_model(
         num_streams=num_streams,
     )
     try:
-        return OpenedModel(
+        model = OpenedModel(
             file=file,
             backend=chosen,
             precision=decided,
@@ -261,6 +280,7 @@ def open_model(
             output_format=_output_format(file, context, peeled),
             num_streams=num_streams,
         )
+        return _label_on_device(model)
     except BaseException:
         context.close()
         raise
@@ -368,6 +388,37 @@ def _output_format(
             f"'{file.path}' gives {main}; expected labels [N, H, W] or scores [N, C, H, W]."
         )
     return found
+
+
+def _label_on_device(model: OpenedModel) -> OpenedModel:
+    """Let the device that has the scores make the labels of them, where it can."""
+    context, form = model.context, model.output_format
+    if not isinstance(context, LabellingContext) or form.kind != "scores":
+        return model
+    (scores,) = (spec for spec in context.outputs if spec.name == form.name)
+    layout = model.input_format.layout
+    axes, threshold = (layout.index("H"), layout.index("W")), form.threshold
+    problem = None if scores.dtype == "float32" else f"they are {scores.dtype}"
+    try:
+        if problem is None:
+            labels = context.labelling(scores.name, axes=axes, threshold=threshold)
+            with_scores = context.labelling(
+                scores.name, axes=axes, threshold=threshold, give_scores=True
+            )
+    except BackendUnavailableError as error:
+        problem = str(error)
+    if problem is not None:
+        _log.warning("The scores of '%s' are labelled on the CPU: %s", model.file.path, problem)
+        return replace(model, output_format=replace(form, not_on_device_because=problem))
+    made = replace(
+        form,
+        kind="labels",
+        name=labels.outputs[0].name,
+        inner_scores=scores.name,
+        inner_class_axis=form.class_axis,
+        on_device=True,
+    )
+    return replace(model, context=labels, scores_context=with_scores, output_format=made)
 
 
 def _main_output(file: ModelFile, outputs: Sequence[TensorSpec]) -> TensorSpec:

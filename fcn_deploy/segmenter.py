@@ -12,6 +12,7 @@ from itertools import groupby
 import numpy as np
 
 from fcn_deploy.backends.base import ContextManaged, ExecutionContext
+from fcn_deploy.backends.execution_providers import ProviderList
 from fcn_deploy.draw import voc_palette
 from fcn_deploy.errors import ArtifactError, ExecutionError, NonFiniteOutputError, ShapeError
 from fcn_deploy.head import upsample_argmax
@@ -64,6 +65,7 @@ class Segmenter(ContextManaged):
         *,
         backend: str = "auto",
         precision: str = "auto",
+        providers: ProviderList | None = None,
         num_threads: int | None = None,
         num_streams: int = 1,
         mean: Sequence[float] | None = None,
@@ -84,6 +86,11 @@ class Segmenter(ContextManaged):
                 `fcn-bench --tune` measured to be fastest here; without it bf16, else int8, where
                 the CPU has instructions for it and export measured that it keeps 99.9 % of the
                 labels; else fp32. A bare graph runs in fp32.
+            providers: execution providers of the backend ``"onnxruntime"``, names or (name,
+                options) as ONNX Runtime has them, the preferred first, such as
+                ``["CUDAExecutionProvider"]``; None: the CPU's. One that cannot be loaded is an
+                error, and so are parts of the network that would run on the CPU, unless
+                ``"CPUExecutionProvider"`` is in the list.
             num_threads: CPU threads in all; None means the cores that this process may use.
             num_streams: how many calls from different threads, or parts of a batch, run at once,
                 sharing the threads: more frames a second, each of them later.
@@ -99,7 +106,8 @@ class Segmenter(ContextManaged):
 
         Raises:
             ArtifactError: it is missing, damaged, unsafe, or no segmentation network.
-            BackendUnavailableError: the backend or the precision is not to be had here.
+            BackendUnavailableError: the backend, a provider or the precision is not to be had
+                here.
             ValueError: an argument is none of its choices.
         """
         return cls(
@@ -107,6 +115,7 @@ class Segmenter(ContextManaged):
                 path,
                 backend=backend,
                 precision=precision,
+                providers=providers,
                 num_threads=num_threads,
                 num_streams=num_streams,
                 mean=mean,
@@ -140,8 +149,11 @@ class Segmenter(ContextManaged):
         form = self._model.output_format
         if form.peeled is not None:
             return f"in the runtime, peeled from the graph at '{form.name}'"
+        if form.on_device:
+            return f"on the GPU, of the scores '{form.inner_scores}' that the plan ends in"
         if form.kind == "scores":
-            return "in the runtime, as the graph ends in scores"
+            why = form.not_on_device_because
+            return f"in the runtime, as the graph ends in scores{f': {why}' if why else ''}"
         why = form.not_peeled_because
         return "in the graph" if why is None else f"in the graph, as {why}"
 
@@ -340,6 +352,8 @@ class Segmenter(ContextManaged):
 
     def _context_with_scores(self) -> ExecutionContext:
         model, form = self._model, self._model.output_format
+        if model.scores_context is not None:
+            return model.scores_context
         if form.inner_scores is None and form.kind == "scores":
             return model.context
         if form.inner_scores is None or model.file.source().data is None:
@@ -355,10 +369,13 @@ class Segmenter(ContextManaged):
             return self._scores_context
 
     def _channels(self) -> int | None:
-        form = self._model.output_format
+        form, context = self._model.output_format, self._model.context
+        name = form.name
         if form.kind != "scores":
-            return None
-        spec = next(spec for spec in self._model.context.outputs if spec.name == form.name)
+            if self._model.scores_context is None or form.inner_scores is None:
+                return None
+            name, context = form.inner_scores, self._model.scores_context
+        spec = next(spec for spec in context.outputs if spec.name == name)
         return spec.shape[form.class_axis]
 
 

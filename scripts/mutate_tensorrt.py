@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME = Path("fcn_deploy/backends/tensorrt")
 TESTS = (
     *("test_execution.py", "test_session.py", "test_device_arrays.py", "test_engine.py"),
-    "test_backend.py",
+    *("test_backend.py", "test_label_stage.py"),
 )
 
 
@@ -41,53 +41,51 @@ def drop(what: str, file: str, line: str, *, nth: int = 0) -> Mutation:
     return Mutation(what, file, line, "pass", nth)
 
 
-S, X, B, E, G, D = (
+S, R, P, U, X, B, E, G, D, L = (
     "session.py",
+    "ring.py",
+    "slots.py",
+    "arrays_in_use.py",
     "execution.py",
     "buffers.py",
     "engine.py",
     "graph_cache.py",
     "device_arrays.py",
+    "label_stage.py",
 )
 
 MUTATIONS = (
     drop(
         "execution does not wait for the copy in",
-        S,
-        "self._device.wait(self._execute, slot.uploaded)",
-    ),
-    drop(
-        "layer profile does not wait for the copy in",
-        S,
-        "self._device.wait(self._execute, slot.uploaded)",
-        nth=1,
+        R,
+        "self._device.wait(self.execute, slot.uploaded)",
     ),
     drop(
         "copy out does not wait for execution",
-        S,
+        R,
         "self._device.wait(self._download, slot.executed)",
     ),
-    drop("end of the copy in is not marked", S, "self._device.record(slot.uploaded, self._upload)"),
-    drop("end of execution is not marked", S, "self._device.record(slot.executed, self._execute)"),
+    drop("end of the copy in is not marked", R, "self._device.record(slot.uploaded, self._upload)"),
+    drop("end of execution is not marked", R, "self._device.record(slot.executed, self.execute)"),
     drop(
         "end of the copy out is not marked",
-        S,
+        R,
         "self._device.record(slot.downloaded, self._download)",
     ),
-    drop("a result does not wait for its run", S, "device.synchronize(slot.downloaded)"),
-    drop("a slot is taken while its run is under way", S, "slot.pending.settle()", nth=1),
-    drop("closing does not wait for runs", S, "slot.pending.settle()", nth=0),
+    drop("a result does not wait for its run", P, "device.synchronize(slot.downloaded)"),
+    drop("a slot is taken while its run is under way", R, "slot.pending.settle()", nth=0),
+    drop("closing does not wait for runs", S, "self._ring.finish()"),
     drop(
         "closing does not wait for runs on others' arrays",
         S,
-        "self._drain(self._slots[0])",
+        "self._ring.drain_all()",
     ),
-    drop("a failed run does not wait for its copies", S, "self._drain(slot)", nth=0),
-    Mutation("draining does not wait", S, "self._device.synchronize(slot.downloaded)", "pass"),
-    Mutation("a result is not copied out of its slot", S, "part.copy()", "part"),
+    drop("a failed run does not wait for its copies", S, "self._ring.drain(slot)", nth=0),
+    Mutation("draining does not wait", R, "self._device.synchronize(slot.downloaded)", "pass"),
+    Mutation("a result is not copied out of its slot", P, "part.copy()", "part"),
     Mutation(
         "the caller's array is not copied",
-        S,
+        R,
         "pinned.view(feed.dtype).reshape(feed.shape)[...] = feed",
         "pinned[...] = 0",
     ),
@@ -101,7 +99,7 @@ MUTATIONS = (
     ),
     Mutation(
         "threads take one result at once",
-        S,
+        P,
         "with self._lock:\n            if self._finished:\n                return\n",
         "if True:\n            if self._finished:\n                return\n",
     ),
@@ -114,33 +112,33 @@ MUTATIONS = (
     ),
     Mutation(
         "a result is awaited without a context",
-        S,
+        P,
         "with device.current():\n                    device.synchronize",
         "if True:\n                    device.synchronize",
     ),
     drop(
         "a run does not wait for the stream that fills its input",
         S,
-        "self._device.order(foreign, self._execute)",
+        "self._device.order(foreign, self._stream)",
     ),
     drop(
         "the caller's stream does not wait for the run",
         S,
-        "self._device.order(self._execute, foreign)",
+        "self._device.order(self._stream, foreign)",
     ),
     drop(
         "others' arrays are not kept until the run is over",
         S,
-        "self._keep_until_executed((dict(inputs), dict(results)))",
+        "self._arrays.keep_until_executed((dict(inputs), dict(results)))",
     ),
     Mutation(
         "others' arrays are kept for ever",
-        S,
+        U,
         "while self._kept and self._device.is_done(self._kept[0][0]):",
         "while False:",
     ),
-    drop("an array is freed while a run writes it", S, "self._device.synchronize(done)"),
-    drop("arrays given out are not freed at the end", S, "array.close()"),
+    drop("an array is freed while a run writes it", U, "self._device.synchronize(done)"),
+    drop("arrays given out are not freed at the end", U, "array.close()"),
     Mutation(
         "a graph is launched whatever its addresses",
         S,
@@ -160,6 +158,11 @@ MUTATIONS = (
         "self._graphs is not None",
     ),
     drop("graphs are not freed at the end", S, "self._graphs.close()"),
+    drop(
+        "a recording that failed is not freed",
+        G,
+        "self._device.release(self._device.end_capture(stream))",
+    ),
     drop("graphs pile up", G, "self._device.release(oldest)"),
     Mutation(
         "addresses are not set again",
@@ -167,14 +170,14 @@ MUTATIONS = (
         "        context.set_addresses(addresses)\n        if self._graphs",
         "        if self._graphs",
     ),
-    drop("buffers are not freed at the end", S, "self._pool.close()"),
-    drop("events are not freed at the end", S, "self._device.release(*slot.events)"),
+    drop("buffers are not freed at the end", R, "self._pool.close()"),
+    drop("events are not freed at the end", R, "self._device.release(*slot.events)"),
     drop(
         "streams are not freed at the end",
-        S,
-        "self._device.release(self._upload, self._execute, self._download)",
+        R,
+        "self._device.release(self._upload, self.execute, self._download)",
     ),
-    Mutation("buffers of all slots are one", S, 'f"{index}/"', '"0/"'),
+    Mutation("buffers of all slots are one", R, 'f"{index}/"', '"0/"'),
     drop("a grown buffer's old memory is not freed", B, "self._device.free(address)", nth=0),
     Mutation("buffers do not grow", B, "if num_bytes <= capacity:", "if capacity:"),
     Mutation("page-locked memory does not grow", B, "held.nbytes < num_bytes", "False"),
@@ -217,6 +220,19 @@ MUTATIONS = (
         "if False:\n                check_plan",
     ),
     Mutation("strides are not looked at", D, "if strides is not None and", "if False and"),
+    drop("scores are not labelled", S, "labelling.enqueue(places, self._stream)"),
+    Mutation(
+        "scores are labelled in another stream",
+        S,
+        "labelling.enqueue(places, self._stream)",
+        "labelling.enqueue(places, 0)",
+    ),
+    drop(
+        "the label stage's tables are not copied in",
+        S,
+        "feeds = {**feeds, labelling.tables_name: labelling.tables}",
+    ),
+    drop("scores that are no numbers go unnoticed", L, "check_tainted(arrays[self._mark])"),
     Mutation(
         "a session is used after its end",
         S,

@@ -26,14 +26,15 @@ PINS = dict(
 )
 
 
-# its libraries come from NVIDIA's index or are compiled with CUDA's headers: CI has neither
-NEEDS_CUDA = "gpu"
+# extras whose libraries come from NVIDIA's index, are compiled with CUDA's headers, or exclude
+# what CI installs
+NEEDS_CUDA = {"gpu", "ort-gpu"}
 
 
 def requirements() -> list[Requirement]:
     """Give everything that CI installs of others, groups and extras included."""
     listed = PROJECT["optional-dependencies"]
-    extras = [texts for extra, texts in listed.items() if extra != NEEDS_CUDA]
+    extras = [texts for extra, texts in listed.items() if extra not in NEEDS_CUDA]
     groups = PYPROJECT["dependency-groups"].values()
     texts = [
         *PYPROJECT["build-system"]["requires"],
@@ -113,7 +114,9 @@ def test_doctor_knows_every_library_that_users_get() -> None:
     texts = [*PROJECT["dependencies"], *(text for extra in extras for text in extra)]
     names = {Requirement(text).name for text in texts} - {PROJECT["name"]}
 
-    assert names <= {library.distribution for library in LIBRARIES}
+    assert names <= {
+        name for library in LIBRARIES for name in (library.distribution, *library.alternatives)
+    }
 
 
 def test_all_is_every_extra_that_needs_no_cuda() -> None:
@@ -121,7 +124,7 @@ def test_all_is_every_extra_that_needs_no_cuda() -> None:
 
     (everything,) = map(Requirement, extras["all"])
 
-    assert everything.extras == set(extras) - {"all", NEEDS_CUDA}
+    assert everything.extras == set(extras) - {"all"} - NEEDS_CUDA
 
 
 def test_every_lint_exception_has_its_reason_beside_it() -> None:

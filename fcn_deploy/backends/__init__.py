@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from fcn_deploy.backends.base import Backend
+    from fcn_deploy.backends.execution_providers import ProviderList
 
 __all__ = ["backend_names", "get_backend", "plan_backend_names"]
 
@@ -33,12 +34,23 @@ def plan_backend_names() -> tuple[str, ...]:
     return tuple(_PLAN_FACTORIES)
 
 
-def get_backend(name: str) -> Backend:
+def get_backend(name: str, *, providers: ProviderList | None = None) -> Backend:
     """Find a backend by name.
 
+    Args:
+        providers: execution providers for ``"onnxruntime"``, names or (name, options), the
+            preferred first; None means its CPU provider.
+
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is none of this name, or providers were given to one that has none.
     """
+    if providers is not None:
+        if name != "onnxruntime":
+            raise ValueError(f"providers are for the backend 'onnxruntime'; this is {name!r}")
+        from fcn_deploy.backends.execution_providers import provider_requests
+        from fcn_deploy.backends.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(provider_requests(providers))
     try:
         module, factory = (_FACTORIES | _PLAN_FACTORIES)[name]
     except KeyError:

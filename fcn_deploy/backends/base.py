@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from fcn_deploy.errors import ClosedError, DTypeError, ForkedProcessError, ShapeError
 from fcn_deploy.manifest import Manifest, Variant
@@ -18,6 +18,7 @@ __all__ = [
     "Backend",
     "ContextManaged",
     "ExecutionContext",
+    "LabellingContext",
     "ModelSource",
     "PlanBackend",
     "check_feeds",
@@ -83,6 +84,31 @@ class ExecutionContext(Protocol):
 
     def close(self) -> None:
         """Free the network. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class LabellingContext(ExecutionContext, Protocol):
+    """A loaded network whose scores its own device can label: they need not leave it."""
+
+    def labelling(
+        self, scores: str, *, axes: tuple[int, int], threshold: float, give_scores: bool = False
+    ) -> ExecutionContext:
+        """Give the same network with labels of the input's size as its first output.
+
+        Args:
+            scores: an output, float32 [N, C, h, w]; upsampled bilinearly, corners not aligned.
+            axes: of the input: height and width.
+            threshold: of a single class's score, above which the label is 1.
+            give_scores: have the scores as an output, too.
+
+        Returns:
+            What is closed with this context, and closes it. Its `execute` raises
+            NonFiniteOutputError where a score is NaN or infinite.
+
+        Raises:
+            BackendUnavailableError: what this takes is not installed.
+        """
         ...
 
 

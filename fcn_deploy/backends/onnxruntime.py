@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the portable second."""
+"""ONNX Runtime: the portable second on the CPU, and its execution providers where asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from typing import Any
 import numpy as np
 
 from fcn_deploy.backends.base import ContextManaged, ModelSource, check_feeds
+from fcn_deploy.backends.execution_providers import (
+    CPU,
+    RECORD_PLACEMENT,
+    ProviderRequest,
+    available_providers,
+    check_available,
+    check_session,
+    configure_plugins,
+    provider_needs,
+)
 from fcn_deploy.errors import ArtifactError, BackendUnavailableError, ExecutionError
 from fcn_deploy.machine import usable_cores
 from fcn_deploy.onnx_scan import scan_onnx
@@ -16,7 +26,7 @@ from fcn_deploy.tensors import Array, Precision, TensorSpec
 
 __all__ = ["OnnxRuntimeBackend"]
 
-_PROVIDER = "CPUExecutionProvider"
+_CPU_ALONE = (ProviderRequest(CPU),)
 _FATAL = 4  # errors come as exceptions; on stderr they would spoil a command's output
 
 # ONNX Runtime has few fp16 kernels for CPUs: it puts Casts around the other nodes
@@ -45,10 +55,19 @@ _DTYPES = {
 
 
 class OnnxRuntimeBackend:
-    """Runs ONNX files on the CPU, each in the types that are in its graph."""
+    """Runs ONNX files, each in the types that are in its graph."""
 
     name = "onnxruntime"
     suffixes = (".onnx",)
+
+    def __init__(self, providers: Sequence[ProviderRequest] = _CPU_ALONE) -> None:
+        """Choose where to run.
+
+        Args:
+            providers: the preferred first. Nothing runs on the CPU but sizes, unless it is among
+                them.
+        """
+        self._providers = tuple(providers)
 
     def available(self) -> bool:
         return find_spec("onnxruntime") is not None
@@ -56,11 +75,21 @@ class OnnxRuntimeBackend:
     def version(self) -> str:
         return str(_library().__version__)
 
+    def providers(self) -> tuple[str, ...]:
+        """Give the names of the execution providers that this installation has.
+
+        Raises:
+            BackendUnavailableError: the library is not installed.
+        """
+        return available_providers(_library())
+
     def precisions(self) -> tuple[Precision, ...]:
         _library()
         return (Precision.FP32, Precision.FP16, Precision.INT8)
 
     def arithmetic(self, precision: Precision) -> str:
+        if self._providers != _CPU_ALONE:
+            return f"{precision} as {' and '.join(each.name for each in self._providers)} has it"
         return _ARITHMETIC[precision]
 
     def open(
@@ -75,27 +104,42 @@ class OnnxRuntimeBackend:
         library = _library()
         if precision not in self.precisions():
             raise BackendUnavailableError(
-                f"onnxruntime cannot compute in {precision} on this CPU; "
+                f"onnxruntime cannot compute in {precision}; "
                 f"it can in {', '.join(self.precisions())}.",
                 hint="Use --backend openvino, or --precision fp32.",
             )
+        check_available(library, self._providers)
         options = library.SessionOptions()
         # concurrent runs share one pool of threads: a stream's share is its part of all
         options.intra_op_num_threads = max(1, (num_threads or usable_cores()) // num_streams)
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL
+        if self._providers != _CPU_ALONE:
+            options.add_session_config_entry(RECORD_PLACEMENT, "1")
         model = str(source.path) if source.data is None else source.cut_data()
+        by_name: Any = [(each.name, dict(each.options)) for each in self._providers]
         try:
+            if configure_plugins(library, options, self._providers):
+                by_name = None
             session = library.InferenceSession(
-                model, options, providers=[_PROVIDER], disabled_optimizers=_disabled(source)
+                model,
+                options,
+                providers=by_name,
+                disabled_optimizers=_disabled(source),
+                enable_fallback=0,  # it would run on the CPU instead, now or after a failed run
             )
         except _errors() as error:
-            raise ArtifactError(
-                f"onnxruntime refused '{source.path}': {_text(error)}",
-                hint="Run it with --backend openvino, or export it again.",
+            if self._providers == _CPU_ALONE:
+                raise ArtifactError(
+                    f"onnxruntime refused '{source.path}': {_text(error)}",
+                    hint="Run it with --backend openvino, or export it again.",
+                ) from error
+            raise BackendUnavailableError(
+                f"onnxruntime cannot run '{source.path}' with "
+                f"{', '.join(each.name for each in self._providers)}: {_text(error)}",
+                hint=provider_needs(self._providers),
             ) from error
-        if session.get_providers() != [_PROVIDER]:
-            raise BackendUnavailableError(f"onnxruntime chose {session.get_providers()} by itself.")
+        check_session(session, self._providers, name=source.path.name)
         return OnnxRuntimeContext(session, name=source.path.name)
 
 

@@ -94,6 +94,8 @@ def _lines(diagnosis: Diagnosis) -> Iterator[Line]:
         if backend.problem is None:
             precisions = ", ".join(backend.precisions)
             yield "good", f"  {backend.name:<24}{backend.version:<14}{precisions}"
+            if backend.providers:
+                yield "plain", f"  {'':<24}{'':<14}with {', '.join(backend.providers)}"
         else:
             yield "plain", f"  {backend.name:<24}{'-':<14}{backend.problem}"
     yield from _section("Libraries")
@@ -135,14 +137,7 @@ def _machine_lines(machine: Machine, thread_settings: Iterable[tuple[str, str]])
             f"{'; set: ' + settings if settings else ''}"
         ),
     )
-    gpus = ", ".join(machine.gpus)
-    yield (
-        "plain",
-        (
-            f"  {'GPU':<24}"
-            f"{gpus + ' (no backend of this release uses it)' if gpus else 'no NVIDIA driver here'}"
-        ),
-    )
+    yield "plain", f"  {'GPU':<24}{', '.join(machine.gpus) or 'no NVIDIA driver here'}"
 
 
 def _features(machine: Machine) -> str:

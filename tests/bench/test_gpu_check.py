@@ -14,14 +14,12 @@ import pytest
 
 import fcn_export.engine
 from fcn_bench import gpu_check, gpu_measure
-from fcn_deploy.backends.tensorrt import device_head
 from fcn_deploy.errors import BenchmarkError
 from tests.deploy.tensorrt.fake_driver import build_host_kernel
 from tests.deploy.tensorrt.simulated_driver import SimDevice, SimDriver
-from tests.deploy.tensorrt.simulated_head import simulated_head
 from tests.deploy.tensorrt.simulated_tensorrt import make_plan
 from tests.deploy.tensorrt.test_backend import VERSIONS, write_artifact
-from tests.deploy.tensorrt.worlds import use_simulation
+from tests.deploy.tensorrt.worlds import use_head, use_simulation
 
 TRTEXEC = """#!/bin/sh
 echo "[I] GPU Compute Time: the GPU latency to execute the kernels for a query."
@@ -35,11 +33,7 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimDrive
     made = SimDriver()
     use_simulation(monkeypatch, made)
     kernel = ctypes.CDLL(str(build_host_kernel(tmp_path))).head_labels_on_host
-    original = SimDevice.__init__
-
-    def with_head(self: SimDevice, driver: SimDriver, *, ordinal: int = 0) -> None:
-        original(self, driver, ordinal=ordinal)
-        self.kernels["head_labels"] = simulated_head(driver, kernel)
+    use_head(monkeypatch, kernel)
 
     def build(path: Path, config: Any, *, tensorrt: Any) -> Any:
         ends = {name: (p.min, p.opt, p.max) for name, p in config.profiles[0].items()}
@@ -49,8 +43,6 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimDrive
             plan=plan, build_seconds=0.1, seconds=0.1, layer_shares={}, warnings=()
         )
 
-    monkeypatch.setattr(SimDevice, "__init__", with_head)
-    monkeypatch.setattr(device_head, "compile_head", lambda architecture: b"the host's")
     monkeypatch.setattr(fcn_export.engine, "build_engine", build)
     monkeypatch.setattr(gpu_check, "device_problem", lambda name=None: None)
     monkeypatch.setattr(

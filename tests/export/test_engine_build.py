@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +27,7 @@ from fcn_deploy.errors import (
 from fcn_deploy.tensors import Precision
 from fcn_export.engine import BuildConfig, BuildProgress, InputShapes, build_engine
 from fcn_export.engine.refusals import plain_reason
+from tests.deploy.graphs import segmentation_graph
 from tests.export.engine_graphs import PROFILE, network, single_op, write
 
 CONFIG = BuildConfig(library="tensorrt-rtx", profiles=(PROFILE,), compute_capabilities=("8.6",))
@@ -92,6 +95,17 @@ def test_several_profiles_go_into_one_plan(tmp_path: Path) -> None:
 
     assert engine.profiles == (PROFILE, large)
     assert engine.layer_shares == {"float32": 1.0}
+
+
+def test_a_network_that_ends_in_low_resolution_scores_becomes_a_plan(tmp_path: Path) -> None:
+    path = tmp_path / "scores.onnx"
+    path.write_bytes(segmentation_graph(head="scores"))
+    shapes = InputShapes((1, 16, 16, 3), (1, 64, 64, 3), (4, 96, 96, 3))
+
+    built = build_engine(path, BuildConfig(library="tensorrt-rtx", profiles=({"image": shapes},)))
+
+    assert built.layer_shares == {"float32": 1.0}
+    assert len(built.plan) > 1000
 
 
 def test_options_that_the_library_takes_are_set(tmp_path: Path) -> None:
@@ -298,11 +312,21 @@ def test_exception_of_the_listener_comes_out_of_the_build(
     assert capfd.readouterr() == ("", "")
 
 
+@contextmanager
+def sigint_handled(handler: Any) -> Iterator[None]:
+    """Set the handler of SIGINT, whatever the tests were started with; it must be left in place."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_interrupt_ends_the_build_and_is_raised_after_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = write(network(), tmp_path)
-    before = signal.getsignal(signal.SIGINT)
     heard: list[BuildProgress] = []
 
     def press_once(progress: BuildProgress) -> None:
@@ -310,12 +334,23 @@ def test_interrupt_ends_the_build_and_is_raised_after_it(
         if len(heard) == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    with sigint_handled(signal.default_int_handler), pytest.raises(KeyboardInterrupt):
         build_engine(path, CONFIG, on_progress=press_once)
-    assert signal.getsignal(signal.SIGINT) is before
     assert len(heard) < 10
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_interrupt_that_is_ignored_does_not_end_the_build(tmp_path: Path) -> None:
+    path = write(network(), tmp_path)
+
+    def press(progress: BuildProgress) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with sigint_handled(signal.SIG_IGN):  # as under nohup, and in a shell's background
+        built = build_engine(path, CONFIG, on_progress=press)
+
+    assert len(built.plan) > 1000
 
 
 def test_builder_still_works_after_a_cancelled_build(tmp_path: Path) -> None:

@@ -91,8 +91,9 @@ class BuildMonitor:
 def signals_deferred(monitor: BuildMonitor) -> Iterator[None]:
     """Let SIGINT and SIGTERM cancel the build, and take effect once it has ended.
 
-    Raised inside one of TensorRT's callbacks, KeyboardInterrupt would be printed and lost. Outside
-    the main thread nothing is changed: signals are not handled there.
+    One that this process ignores, as under nohup, stays ignored. Raised inside one of TensorRT's
+    callbacks, KeyboardInterrupt would be printed and lost. Outside the main thread nothing is
+    changed: signals are not handled there.
     """
     caught: list[int] = []
 
@@ -103,6 +104,8 @@ def signals_deferred(monitor: BuildMonitor) -> Iterator[None]:
     previous = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue
             previous[number] = signal.signal(number, remember)
     except ValueError:  # not the main thread
         pass

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fcn_deploy.backends.tensorrt.device import DeviceInfo, out_of_memory
+from fcn_deploy.backends.tensorrt.device import DeviceInfo, check_ordinal, out_of_memory
 from fcn_deploy.errors import BackendUnavailableError, ExecutionError
 from fcn_deploy.tensors import Array
 
-__all__ = ["CudaPythonDevice", "Graphs", "call", "order_streams", "require_driver"]
+__all__ = ["AnyStream", "CudaPythonDevice", "call", "require_driver"]
 
 # values of cuda.h
 _STREAM_NON_BLOCKING = 1
@@ -24,7 +24,37 @@ _OUT_OF_MEMORY = 2
 _NOT_READY = 600
 
 
-class CudaPythonDevice:
+class AnyStream:
+    """What a device does with streams of any library, given by their handles."""
+
+    def begin_capture(self, stream: int) -> None:
+        # THREAD_LOCAL: other threads go on calling what a capture forbids, such as cuMemAlloc
+        mode = require_driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        call("cuStreamBeginCapture", stream, mode)
+
+    def end_capture(self, stream: int) -> Any:
+        graph = call("cuStreamEndCapture", stream)
+        try:
+            return call("cuGraphInstantiate", graph, 0)
+        finally:
+            call("cuGraphDestroy", graph)
+
+    def launch(self, graph: Any, stream: int) -> None:
+        call("cuGraphLaunch", graph, stream)
+
+    def destroy_graph(self, graph: Any) -> None:
+        call("cuGraphExecDestroy", graph)
+
+    def order(self, before: int, after: int) -> None:
+        event = call("cuEventCreate", _EVENT_DISABLE_TIMING)
+        try:
+            call("cuEventRecord", event, before)
+            call("cuStreamWaitEvent", after, event, 0)
+        finally:
+            call("cuEventDestroy", event)  # the driver keeps it until the wait is over
+
+
+class CudaPythonDevice(AnyStream):
     """One GPU through cuda.bindings, with CUDA graphs."""
 
     name = "cuda-python"
@@ -34,14 +64,9 @@ class CudaPythonDevice:
         self._driver = require_driver()
         call("cuInit", 0)
         count = call("cuDeviceGetCount")
-        if not 0 <= ordinal < count:
-            raise BackendUnavailableError(
-                f"there is no GPU {ordinal}: the driver sees {count}.",
-                hint="Check nvidia-smi and CUDA_VISIBLE_DEVICES.",
-            )
+        check_ordinal(ordinal, count)
         self._device = call("cuDeviceGet", ordinal)
         self._context: Any = call("cuDevicePrimaryCtxRetain", self._device)
-        self._graphs = Graphs()
         attribute = self._driver.CUdevice_attribute
         major = attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
         minor = attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
@@ -103,9 +128,6 @@ class CudaPythonDevice:
     def wait(self, stream: int, event: Any) -> None:
         call("cuStreamWaitEvent", stream, event, 0)
 
-    def order(self, before: int, after: int) -> None:
-        order_streams(before, after)
-
     def synchronize(self, event: Any) -> None:
         call("cuEventSynchronize", event)
 
@@ -118,15 +140,6 @@ class CudaPythonDevice:
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
         return float(call("cuEventElapsedTime", start, end))
-
-    def begin_capture(self, stream: int) -> None:
-        self._graphs.begin(stream)
-
-    def end_capture(self, stream: int) -> Any:
-        return self._graphs.end(stream)
-
-    def launch(self, graph: Any, stream: int) -> None:
-        self._graphs.launch(graph, stream)
 
     def load_kernel(self, image: bytes, name: str) -> Any:
         module = call("cuModuleLoadData", image)
@@ -153,44 +166,12 @@ class CudaPythonDevice:
             elif isinstance(resource, self._driver.CUevent):
                 call("cuEventDestroy", resource)
             else:
-                self._graphs.destroy(resource)
+                self.destroy_graph(resource)
 
     def close(self) -> None:
         if self._context is not None:
             self._context = None
             call("cuDevicePrimaryCtxRelease", self._device)
-
-
-class Graphs:
-    """CUDA graphs on streams of any library, given by their handles."""
-
-    def begin(self, stream: int) -> None:
-        # THREAD_LOCAL: other threads go on calling what a capture forbids, such as cuMemAlloc
-        mode = require_driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        call("cuStreamBeginCapture", stream, mode)
-
-    def end(self, stream: int) -> Any:
-        graph = call("cuStreamEndCapture", stream)
-        try:
-            return call("cuGraphInstantiate", graph, 0)
-        finally:
-            call("cuGraphDestroy", graph)
-
-    def launch(self, graph: Any, stream: int) -> None:
-        call("cuGraphLaunch", graph, stream)
-
-    def destroy(self, graph: Any) -> None:
-        call("cuGraphExecDestroy", graph)
-
-
-def order_streams(before: int, after: int) -> None:
-    """Let one stream wait for all that is in another now."""
-    event = call("cuEventCreate", _EVENT_DISABLE_TIMING)
-    try:
-        call("cuEventRecord", event, before)
-        call("cuStreamWaitEvent", after, event, 0)
-    finally:
-        call("cuEventDestroy", event)  # the driver keeps it until the wait is over
 
 
 def call(function: str, *arguments: Any) -> Any:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from fcn_deploy.backends.tensorrt._cuda_python import Graphs, order_streams
-from fcn_deploy.backends.tensorrt.device import DeviceInfo, out_of_memory
+from fcn_deploy.backends.tensorrt._cuda_python import AnyStream
+from fcn_deploy.backends.tensorrt.device import DeviceInfo, check_ordinal, out_of_memory
 from fcn_deploy.errors import BackendUnavailableError, ExecutionError
 from fcn_deploy.tensors import Array
 
@@ -25,8 +25,8 @@ __all__ = ["PyCudaDevice"]
 _STREAM_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING of cuda.h
 
 
-class PyCudaDevice:
-    """One GPU through PyCUDA."""
+class PyCudaDevice(AnyStream):
+    """One GPU through PyCUDA, which has no graphs, and takes no streams but its own."""
 
     name = "pycuda"
 
@@ -35,17 +35,12 @@ class PyCudaDevice:
         with _translated("cuInit", driver, BackendUnavailableError):
             driver.init()
             count = driver.Device.count()
-        if not 0 <= ordinal < count:
-            raise BackendUnavailableError(
-                f"there is no GPU {ordinal}: the driver sees {count}.",
-                hint="Check nvidia-smi and CUDA_VISIBLE_DEVICES.",
-            )
+        check_ordinal(ordinal, count)
         device = driver.Device(ordinal)
         with _translated("cuDevicePrimaryCtxRetain", driver):
             self._context: Any = device.retain_primary_context()
         self._streams: dict[int, Any] = {}
         self._allocations: dict[int, Any] = {}
-        self._graphs = Graphs()
         self.has_graphs = find_spec("cuda") is not None and find_spec("cuda.bindings") is not None
         self.info = DeviceInfo(
             ordinal=ordinal,
@@ -113,9 +108,6 @@ class PyCudaDevice:
         with _translated("cuStreamWaitEvent", self._driver):
             self._streams[stream].wait_for_event(event)
 
-    def order(self, before: int, after: int) -> None:
-        order_streams(before, after)  # PyCUDA knows no streams but its own
-
     def synchronize(self, event: Any) -> None:
         with _translated("cuEventSynchronize", self._driver):
             event.synchronize()
@@ -127,15 +119,6 @@ class PyCudaDevice:
     def elapsed_ms(self, start: Any, end: Any) -> float:
         with _translated("cuEventElapsedTime", self._driver):
             return float(end.time_since(start))
-
-    def begin_capture(self, stream: int) -> None:
-        self._graphs.begin(stream)
-
-    def end_capture(self, stream: int) -> Any:
-        return self._graphs.end(stream)
-
-    def launch(self, graph: Any, stream: int) -> None:
-        self._graphs.launch(graph, stream)
 
     def load_kernel(self, image: bytes, name: str) -> Any:
         with _translated("cuModuleLoadData", self._driver):
@@ -158,7 +141,7 @@ class PyCudaDevice:
             if isinstance(resource, int):
                 del self._streams[resource]  # PyCUDA destroys it with its last reference
             elif not isinstance(resource, self._driver.Event):  # as it does events
-                self._graphs.destroy(resource)
+                self.destroy_graph(resource)
 
     def close(self) -> None:
         if self._context is None:

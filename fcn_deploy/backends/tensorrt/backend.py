@@ -10,14 +10,16 @@ from fcn_deploy.backends.base import ContextManaged, ModelSource
 from fcn_deploy.backends.tensorrt.api import installed, load_tensorrt
 from fcn_deploy.backends.tensorrt.device import device_problem, open_device
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
+from fcn_deploy.backends.tensorrt.head_kernel import HeadKernel, label_dtype
+from fcn_deploy.backends.tensorrt.label_stage import LabelStage
 from fcn_deploy.backends.tensorrt.plan_check import PlanRecord, check_plan
 from fcn_deploy.backends.tensorrt.session import InferenceSession
 from fcn_deploy.backends.tensorrt.surface import LibraryName
 from fcn_deploy.errors import BackendUnavailableError, EngineMismatchError
 from fcn_deploy.manifest import Manifest, Variant
-from fcn_deploy.tensors import Array, Precision
+from fcn_deploy.tensors import Array, Precision, TensorSpec
 
-__all__ = ["TensorRtBackend", "TensorRtRtxBackend", "TrtContext"]
+__all__ = ["TensorRtBackend", "TensorRtRtxBackend", "TrtContext", "TrtLabels"]
 
 _DEPTH = 3
 """Runs under way in a session: one copied in, one executed, one copied out."""
@@ -110,14 +112,46 @@ class TrtContext(ContextManaged):
         self._sessions: list[InferenceSession] = []
         self._turns = itertools.count()
         self._lock = threading.Lock()
+        self._kernel: HeadKernel | None = None
 
     def execute(
         self, feeds: Mapping[str, Array], /, *, outputs: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        return self._session().submit(feeds, outputs=outputs).result()
+        return self.run(feeds, outputs=outputs)
+
+    def labelling(
+        self, scores: str, *, axes: tuple[int, int], threshold: float, give_scores: bool = False
+    ) -> TrtLabels:
+        with self._lock:
+            self._require_usable(f"the network '{self.engine.name}'")
+            if self._kernel is None:
+                with self.engine.device.current():
+                    self._kernel = HeadKernel(self.engine.device)
+        stage = LabelStage(
+            self._kernel, scores, self.inputs[0].name, axes=axes, threshold=threshold
+        )
+        return TrtLabels(self, stage, give_scores=give_scores)
+
+    def run(
+        self,
+        feeds: Mapping[str, Array],
+        *,
+        outputs: Sequence[str] | None = None,
+        stage: LabelStage | None = None,
+    ) -> dict[str, Array]:
+        """Run the network, and label scores on the GPU where a stage is given."""
+        return self._session().submit(feeds, outputs=outputs, stage=stage).result()
 
     def close(self) -> None:
-        super().close()
+        with self._lock:  # no session is made from here on
+            if self._closed:
+                return
+            super().close()
+        for session in self._sessions:
+            session.close()  # before the kernel that their runs use
+        if self._kernel is not None:
+            with self.engine.device.current():
+                self._kernel.close()
         self.engine.close()
 
     def _session(self) -> InferenceSession:
@@ -127,3 +161,32 @@ class TrtContext(ContextManaged):
             if turn == len(self._sessions):
                 self._sessions.append(self.engine.session(depth=_DEPTH))
             return self._sessions[turn]
+
+
+class TrtLabels:
+    """The labels of an engine that ends in scores, made on the GPU."""
+
+    def __init__(self, context: TrtContext, stage: LabelStage, *, give_scores: bool) -> None:
+        self._context = context
+        self._stage = stage
+        self.inputs = context.inputs
+        (scores,) = (spec for spec in context.outputs if spec.name == stage.scores)
+        classes = scores.shape[1]
+        # a plan that leaves the number of classes open is taken to have few of them
+        dtype = label_dtype(classes or 1).name
+        labels = TensorSpec(stage.labels, dtype, (scores.shape[0], None, None))
+        self.outputs = (labels, scores) if give_scores else (labels,)
+
+    def execute(
+        self, feeds: Mapping[str, Array], /, *, outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        wanted = [spec.name for spec in self.outputs] if outputs is None else outputs
+        found = self._context.run(
+            feeds,
+            outputs=[name for name in wanted if name == self._stage.scores],
+            stage=self._stage,
+        )
+        return {name: found[name] for name in wanted}
+
+    def close(self) -> None:
+        self._context.close()

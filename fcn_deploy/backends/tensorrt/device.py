@@ -15,7 +15,14 @@ from typing import Any, Protocol, cast
 from fcn_deploy.errors import BackendUnavailableError, DeviceMemoryError
 from fcn_deploy.tensors import Array
 
-__all__ = ["DeviceBackend", "DeviceInfo", "device_problem", "open_device", "out_of_memory"]
+__all__ = [
+    "DeviceBackend",
+    "DeviceInfo",
+    "check_ordinal",
+    "device_problem",
+    "open_device",
+    "out_of_memory",
+]
 
 # in the order of preference where the user leaves the choice to us
 _FACTORIES = {
@@ -197,6 +204,19 @@ def open_device(name: str = "auto", *, ordinal: int = 0) -> DeviceBackend:
         name = next(each for each, (_, _, module) in _FACTORIES.items() if _installed(module))
     module, factory, _ = _FACTORIES[name]
     return cast("DeviceBackend", getattr(import_module(module), factory)(ordinal))
+
+
+def check_ordinal(ordinal: int, count: int) -> None:
+    """Refuse a GPU's number that is none of the driver's.
+
+    Raises:
+        BackendUnavailableError: there is no such GPU.
+    """
+    if not 0 <= ordinal < count:
+        raise BackendUnavailableError(
+            f"there is no GPU {ordinal}: the driver sees {count}.",
+            hint="Check nvidia-smi and CUDA_VISIBLE_DEVICES.",
+        )
 
 
 def out_of_memory(needed: int, free: int, total: int, *, what: str) -> DeviceMemoryError:

@@ -11,8 +11,9 @@ import numpy as np
 
 from fcn_deploy.backends.base import ContextManaged
 from fcn_deploy.errors import ShapeError
+from fcn_deploy.tensors import Array
 
-__all__ = ["DeviceArray", "DeviceView", "stream_handle", "view_of"]
+__all__ = ["DeviceArray", "DeviceView", "stream_handle", "view_of", "wrong_out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,6 @@ class DeviceView:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     stream: int | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 class DeviceArray(ContextManaged):
@@ -138,6 +135,13 @@ def stream_handle(stream: Any, arrays: Iterable[Any], views: Iterable[DeviceView
     if isinstance(stream, int):
         return stream
     raise TypeError(f"stream is a {type(stream).__name__}; expected a handle or a stream object")
+
+
+def wrong_out(
+    name: str, found: Array | DeviceView, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> str:
+    """Say that an array to write an output into is of another kind."""
+    return f"out['{name}'] is {found.dtype} {list(found.shape)}; expected {dtype} {list(shape)}."
 
 
 def _contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

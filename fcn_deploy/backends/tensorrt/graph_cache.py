@@ -25,9 +25,6 @@ class GraphCache:
         self._most = most
         self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._graphs)
-
     def __contains__(self, key: Hashable) -> bool:
         return key in self._graphs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_deploy.backends.tensorrt.device_head import head_source
+from fcn_deploy.backends.tensorrt.head_kernel import head_source
 from fcn_deploy.tensors import Array
 from tests.deploy.tensorrt.simulated_driver import Access
 

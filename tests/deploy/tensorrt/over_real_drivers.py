@@ -21,8 +21,11 @@ from fcn_deploy.backends.tensorrt.api import TensorRT, capabilities_of
 from fcn_deploy.backends.tensorrt.device import DeviceBackend, open_device
 from fcn_deploy.backends.tensorrt.device_head import DeviceHead
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
+from fcn_deploy.backends.tensorrt.head_kernel import HeadKernel
+from fcn_deploy.backends.tensorrt.label_stage import LabelStage
 from fcn_deploy.errors import BackendUnavailableError, DeviceMemoryError, ExecutionError
 from fcn_deploy.head import upsample_argmax
+from tests.deploy.graphs import segmentation_graph
 from tests.deploy.tensorrt.fake_driver import CDriver, build_host_kernel
 from tests.deploy.tensorrt.simulated_tensorrt import make_plan, simulated_module
 from tests.deploy.tensorrt.test_session import (  # noqa: F401 - pytest finds them here
@@ -241,6 +244,28 @@ def test_the_heads_kernel_is_launched_with_its_argument(
         device.free(address)
         device.free_pinned(pinned)
         device.release(stream)
+
+
+def test_scores_are_labelled_behind_each_run(world: RealWorld, tmp_path: Path) -> None:
+    graph = segmentation_graph(head="scores")
+    plan = make_plan(graph, [SMALL, LARGE])
+    engine = TrtEngine(
+        plan, library=world.engine.library, device=open_device(NAME), name="scores.plan"
+    )
+    with engine.device.current():
+        library = bytes(build_host_kernel(tmp_path)) + b"\0"
+        kernel = HeadKernel(engine.device, image=library)
+    stage = LabelStage(kernel, "out", "image", (1, 2))
+    session = engine.session(depth=2)
+
+    waiting = [session.submit({"image": image}, outputs=[], stage=stage) for image in frames(4)]
+
+    for image, pending in zip(frames(4), waiting, strict=True):
+        np.testing.assert_array_equal(pending.result()["labels of out"], expected(image))
+    session.close()
+    with engine.device.current():
+        kernel.close()
+    engine.close()
 
 
 def test_recorded_runs_are_launched_again(world: RealWorld) -> None:

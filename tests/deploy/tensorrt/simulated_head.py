@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from fcn_deploy.backends.tensorrt.device_head import BLOCK, HeadArguments
+from fcn_deploy.backends.tensorrt.head_kernel import BLOCK, HeadArguments
 from tests.deploy.tensorrt.simulated_driver import Access, SimDriver, device_range
 
 Size = tuple[int, int, int]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,13 +45,15 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimDriver]:
 
 def write_artifact(
     folder: Path,
-    plans: dict[str, tuple[Precision, ...]],
+    plans: Mapping[str, tuple[Precision, ...]],
     *,
     agreement: float = 1.0,
     capability: str = "8.6",
     versions: dict[str, str] = VERSIONS,
+    graph: bytes = GRAPH,
+    multiple_of: int = 1,
 ) -> Path:
-    """Write an artifact of the tests' graph with plans, and fp16's and int8's fidelity."""
+    """Write an artifact of a graph of the tests with plans, and fp16's and int8's fidelity."""
     variants = [
         Variant(
             "model.onnx",
@@ -62,11 +64,11 @@ def write_artifact(
     ]
     path = folder / "model.fcn"
     with ArtifactWriter(path, force=True) as writer:
-        writer.add("model.onnx", GRAPH)
+        writer.add("model.onnx", graph)
         for backend, precisions in plans.items():
             for precision in precisions:
                 name = f"model.{precision}.{backend}.plan"
-                plan = make_plan(GRAPH, [SMALL, LARGE], library=backend, version=VERSIONS[backend])
+                plan = make_plan(graph, [SMALL, LARGE], library=backend, version=VERSIONS[backend])
                 writer.add(name, plan)
                 variants.append(Variant(name, precision, backend, (capability,)))
         manifest = replace(
@@ -74,6 +76,7 @@ def write_artifact(
             classes=tuple(ClassInfo(str(n), (n, n, n)) for n in range(3)),
             variants=tuple(variants),
             provenance=versions,
+            shapes=replace(MANIFEST.shapes, multiple_of=multiple_of),
         )
         writer.commit(manifest)
     return path
@@ -132,6 +135,28 @@ def test_auto_leaves_a_plan_for_another_gpu_out_and_says_so(
         assert segmenter.backend == "openvino"
         assert "'model.fp16.tensorrt.plan' was left out" in segmenter.reason
         assert "for compute capability 9.0" in segmenter.reason
+
+
+def test_auto_leaves_plans_out_where_the_gpu_does_not_open(
+    driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_artifact(tmp_path, {"tensorrt": ALL})
+
+    def open_device() -> None:
+        raise BackendUnavailableError("the driver failed in cuInit.", hint="Reboot.")
+
+    monkeypatch.setattr("fcn_deploy.backends.tensorrt.backend.open_device", open_device)
+
+    with Segmenter.open(path) as segmenter:
+        assert segmenter.backend == "openvino"
+        assert "was left out: the driver failed in cuInit." in segmenter.reason
+
+
+def test_a_plan_computes_in_the_types_that_it_was_built_with(driver: SimDriver) -> None:
+    backend = get_backend("tensorrt")
+
+    assert backend.precisions() == tuple(Precision)
+    assert backend.arithmetic(Precision.INT8) == "int8, in the types that the plan was built with"
 
 
 def test_a_plan_for_another_gpu_that_is_asked_for_is_an_error(

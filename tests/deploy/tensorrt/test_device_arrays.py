@@ -160,7 +160,7 @@ def test_inputs_are_let_go_of_when_their_run_is_over() -> None:
         labels = session.infer_device({"image": ForeignArray(world.driver, frame, 0).fill()})
         read_in_stream(world.driver, labels["labels"].address, (1, 12, 16), np.uint8, 0)
 
-    assert len(session._kept) <= 2
+    assert len(session._arrays) <= 2
     world.engine.close()
 
 

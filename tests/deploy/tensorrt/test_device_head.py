@@ -5,18 +5,20 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from fcn_deploy.backends.tensorrt import device_head
+from fcn_deploy.backends.tensorrt import head_kernel
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
-from fcn_deploy.backends.tensorrt.device_head import DeviceHead, compile_head
-from fcn_deploy.errors import ClosedError, NonFiniteOutputError, ShapeError
+from fcn_deploy.backends.tensorrt.device_head import DeviceHead
+from fcn_deploy.backends.tensorrt.head_kernel import compile_head
+from fcn_deploy.errors import BackendUnavailableError, ClosedError, NonFiniteOutputError, ShapeError
 from fcn_deploy.head import upsample_argmax
 from fcn_deploy.tensors import Array
 from tests.deploy.interpolation import interpolate
@@ -152,7 +154,7 @@ def test_nvcc_compiles_the_kernel_for_every_gpu(tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("the CUDA toolkit is not here: there is no nvcc")
-    source = Path(device_head.__file__).with_name("head.cu")
+    source = Path(head_kernel.__file__).with_name("head.cu")
     targets = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in COMPUTE_CAPABILITIES]
 
     done = subprocess.run(
@@ -167,6 +169,30 @@ def test_nvcc_compiles_the_kernel_for_every_gpu(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "head.fatbin").stat().st_size > 1000 * len(targets)
+
+
+def test_nvrtc_that_does_not_know_a_gpu_says_so() -> None:
+    pytest.importorskip("cuda.bindings.nvrtc")
+
+    with pytest.raises(
+        BackendUnavailableError, match=r"cannot compile the head for sm_1: .*architecture"
+    ):
+        compile_head("sm_1")
+
+
+def test_without_nvrtc_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("Failed to dlopen libnvrtc.so.13")
+
+    without_library: Any = ModuleType("cuda.bindings")
+    without_library.nvrtc = SimpleNamespace(nvrtcCreateProgram=fail)
+
+    for found, why in ((None, "import of cuda.bindings halted"), (without_library, "dlopen")):
+        monkeypatch.setitem(sys.modules, "cuda.bindings", found)
+        with pytest.raises(
+            BackendUnavailableError, match=rf"NVRTC cannot be used: .*{why}.*nvidia-cuda-nvrtc"
+        ):
+            compile_head("sm_86")
 
 
 def test_nvrtc_compiles_the_kernel_at_run_time() -> None:

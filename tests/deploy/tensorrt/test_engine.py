@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +12,22 @@ import pytest
 from onnx import TensorProto, helper
 
 from fcn_deploy.backends.tensorrt import device as device_module
+from fcn_deploy.backends.tensorrt._cuda_python import CudaPythonDevice
+from fcn_deploy.backends.tensorrt._pycuda import PyCudaDevice
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.backends.tensorrt.plan_check import PlanRecord
 from fcn_deploy.errors import (
     ArtifactError,
     ArtifactMissingError,
     BackendUnavailableError,
+    DigestMismatchError,
     EngineMismatchError,
     UntrustedArtifactError,
 )
+from fcn_deploy.tensors import Precision
 from tests.deploy.tensorrt.simulated_driver import SimDriver
 from tests.deploy.tensorrt.simulated_tensorrt import make_plan
+from tests.deploy.tensorrt.test_backend import write_artifact
 from tests.deploy.tensorrt.worlds import (
     GRAPH,
     LARGE,
@@ -167,6 +172,28 @@ def test_a_bare_plan_needs_somebody_to_vouch_for_it(
     assert driver.leftovers() == []
 
 
+def test_a_plan_of_an_artifact_is_held_to_its_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = SimDriver()
+    use_simulation(monkeypatch, driver)
+    plans = {"tensorrt": (Precision.FP32, Precision.FP16)}
+    plan = write_artifact(tmp_path, plans) / "model.fp16.tensorrt.plan"
+    (frame,) = frames(1)
+
+    with TrtEngine.load(plan) as engine:
+        labels = engine.session().infer({"image": frame})["labels"]
+    write_artifact(tmp_path, plans, capability="9.0")
+    with pytest.raises(EngineMismatchError, match=r"capability 9\.0"):
+        TrtEngine.load(plan)
+    plan.write_bytes(plan.read_bytes()[:-1] + b"\0")
+    with pytest.raises(DigestMismatchError, match="SHA-256"):
+        TrtEngine.load(plan)
+
+    np.testing.assert_array_equal(labels, expected(frame))
+    assert driver.leftovers() == []
+
+
 def test_a_plan_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissingError, match=r"no\.plan"):
         TrtEngine.load(tmp_path / "no.plan", trust_code=True)
@@ -186,6 +213,25 @@ def test_no_library_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 
     with pytest.raises(BackendUnavailableError, match="no CUDA driver library for Python"):
         device_module.open_device()
+
+
+@pytest.mark.parametrize(
+    ("device", "module", "message"),
+    [
+        (PyCudaDevice, "pycuda", "pycuda cannot be imported"),
+        (CudaPythonDevice, "cuda.bindings", r"cuda\.bindings cannot be imported"),
+    ],
+)
+def test_a_driver_library_that_does_not_load_says_what_to_install(
+    device: Callable[[int], object],
+    module: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # makes its import fail
+
+    with pytest.raises(BackendUnavailableError, match=rf"{message}.*pip install"):
+        device(0)
 
 
 def test_an_unknown_device_library_is_refused() -> None:

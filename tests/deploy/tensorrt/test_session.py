@@ -418,6 +418,25 @@ def test_a_run_that_tensorrt_refuses_is_an_error_and_the_next_one_works(
     np.testing.assert_array_equal(session.infer({"image": second})["labels"], expected(second))
 
 
+def test_a_run_that_cannot_be_recorded_is_an_error_and_leaves_no_graph(
+    lazy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = lazy.engine.session(depth=1, cuda_graphs=True)
+    first, second, third = frames(3)
+    session.infer({"image": first})  # what has not run yet is not recorded
+    context: Any = session._usable_context()._context
+
+    with monkeypatch.context() as patch:
+        patch.setattr(context, "execute_async_v3", lambda stream: False)
+        with pytest.raises(ExecutionError, match="it gave no reason"):
+            session.infer({"image": second})
+    context = None
+
+    assert lazy.driver.graphs == set()
+    np.testing.assert_array_equal(session.infer({"image": third})["labels"], expected(third))
+    assert len(lazy.driver.graphs) == 1
+
+
 def test_a_refused_runs_copies_are_over_before_its_buffers_move(
     lazy: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

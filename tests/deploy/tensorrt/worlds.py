@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from fcn_deploy.backends.tensorrt import backend, device, engine
+from fcn_deploy.backends.tensorrt import backend, device, engine, head_kernel
 from fcn_deploy.backends.tensorrt.api import TensorRT, capabilities_of
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
@@ -21,6 +21,7 @@ from fcn_deploy.backends.tensorrt.surface import LibraryName
 from fcn_deploy.tensors import Array
 from tests.deploy.graphs import segmentation_graph
 from tests.deploy.tensorrt.simulated_driver import SimDevice, SimDriver
+from tests.deploy.tensorrt.simulated_head import simulated_head
 from tests.deploy.tensorrt.simulated_tensorrt import Profile, make_plan, simulated_module
 
 GRAPH = segmentation_graph()
@@ -110,6 +111,18 @@ def use_simulation(monkeypatch: pytest.MonkeyPatch, driver: SimDriver) -> None:
     monkeypatch.setattr(engine, "open_device", _opener(driver))
     monkeypatch.setattr(backend, "open_device", _opener(driver))
     monkeypatch.setattr(backend, "device_problem", lambda name=None: None)
+
+
+def use_head(monkeypatch: pytest.MonkeyPatch, host_kernel: Any) -> None:
+    """Let every simulated GPU run the host's build of the head's kernel."""
+    original = SimDevice.__init__
+
+    def with_head(self: SimDevice, driver: SimDriver, *, ordinal: int = 0) -> None:
+        original(self, driver, ordinal=ordinal)
+        self.kernels["head_labels"] = simulated_head(driver, host_kernel)
+
+    monkeypatch.setattr(SimDevice, "__init__", with_head)
+    monkeypatch.setattr(head_kernel, "compile_head", lambda architecture: b"the host's")
 
 
 def _opener(driver: SimDriver) -> Callable[..., DeviceBackend]:
