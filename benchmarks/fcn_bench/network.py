@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fcn_bench.rounds import Work
 from fcn_bench.timing import Call, Timing
+from fcn_deploy.backends.base import RunTimes
 from fcn_deploy.tensors import Array
 
-__all__ = ["Network", "segment", "timed_call"]
+__all__ = ["Network", "TimedNetwork", "segment", "timed_call"]
 
 
 class Network(Protocol):
@@ -42,6 +43,15 @@ class Network(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class TimedNetwork(Network, Protocol):
+    """A network on a device that has a clock of its own."""
+
+    def compute_timed(self, prepared: Any) -> tuple[Any, RunTimes]:
+        """Run the network as `compute` does, and say what the device took for it."""
+        ...
+
+
 def segment(network: Network, frames_bgr: Sequence[Array]) -> list[Array]:
     """Frames in, labels out: the three steps in a row."""
     prepared = network.prepare(frames_bgr)
@@ -64,9 +74,8 @@ def timed_call(
         def compute_once() -> Timing:
             prepared = next(inputs)
             start = time.perf_counter_ns()
-            network.compute(prepared)
-            duration_ms = (time.perf_counter_ns() - start) / 1e6
-            return Timing(duration_ms, duration_ms)
+            _, times = _compute(network, prepared)
+            return _timing((time.perf_counter_ns() - start) / 1e6, times)
 
         return compute_once
 
@@ -76,11 +85,23 @@ def timed_call(
         frames = next(turns)
         start = time.perf_counter_ns()
         prepared = network.prepare(frames)
-        before = time.perf_counter_ns()
-        computed = network.compute(prepared)
-        after = time.perf_counter_ns()
+        computed, times = _compute(network, prepared)
         network.finish(computed, frames)
-        end = time.perf_counter_ns()
-        return Timing((end - start) / 1e6, (after - before) / 1e6)
+        return _timing((time.perf_counter_ns() - start) / 1e6, times)
 
     return frame_once
+
+
+def _compute(network: Network, prepared: Any) -> tuple[Any, float | RunTimes]:
+    """Run the network: what it gives, and the device's times, or the ms of the wall's clock."""
+    if isinstance(network, TimedNetwork):
+        return network.compute_timed(prepared)
+    start = time.perf_counter_ns()
+    computed = network.compute(prepared)
+    return computed, (time.perf_counter_ns() - start) / 1e6
+
+
+def _timing(frame_ms: float, times: float | RunTimes) -> Timing:
+    if isinstance(times, RunTimes):
+        return Timing(frame_ms, times.compute_ms, times.transfer_ms)
+    return Timing(frame_ms, times)

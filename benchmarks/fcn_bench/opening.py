@@ -8,12 +8,14 @@ from typing import Any, cast
 import numpy as np
 
 from fcn_bench.network import Network
+from fcn_deploy.backends import plan_backend_names
+from fcn_deploy.backends.base import RunTimes
 from fcn_deploy.errors import ArtifactError
 from fcn_deploy.manifest import Preprocess
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.tensors import Array, NetworkColor
 
-__all__ = ["SegmenterNetwork", "open_network"]
+__all__ = ["PlanNetwork", "SegmenterNetwork", "open_network"]
 
 
 class SegmenterNetwork:
@@ -68,6 +70,16 @@ class SegmenterNetwork:
         return np.stack(planes)[:, :height, :width]
 
 
+class PlanNetwork(SegmenterNetwork):
+    """A plan on a GPU behind the protocol `fcn_bench.network.TimedNetwork`."""
+
+    def compute_timed(self, prepared: Any) -> tuple[Any, RunTimes]:
+        outputs, times = self._segmenter.execute_timed(prepared)
+        if times is None:
+            raise RuntimeError("a plan gave no times")
+        return outputs, times
+
+
 def open_network(network: dict[str, Any], *, streams: int) -> Network:
     """Load what a description names.
 
@@ -81,7 +93,8 @@ def open_network(network: dict[str, Any], *, streams: int) -> Network:
     """
     if network["kind"] == "torch":
         return _open_torch(network)
-    return SegmenterNetwork(
+    kind = PlanNetwork if network["backend"] in plan_backend_names() else SegmenterNetwork
+    return kind(
         Segmenter.open(
             network["path"],
             backend=network["backend"],

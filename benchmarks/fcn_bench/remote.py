@@ -66,8 +66,9 @@ class Worker(ContextManaged):
 
     def measure(self, work: Work, *, seconds: float, min_calls: int) -> Slice:
         answer = self._ask("measure", work=work, seconds=seconds, min_calls=min_calls)
-        pairs = zip(answer["frame_ms"], answer["compute_ms"], strict=True)
-        return Slice(tuple(Timing(*pair) for pair in pairs), answer["calls_per_second"])
+        columns = (answer[name] for name in ("frame_ms", "compute_ms", "transfer_ms"))
+        timings = tuple(Timing(*durations) for durations in zip(*columns, strict=True))
+        return Slice(timings, answer["calls_per_second"])
 
     def write_reference(self, folder: Path) -> None:
         """Write labels and scores of every frame for the other workers to compare with."""

@@ -30,7 +30,7 @@ class RowKey:
         backend: ``"torch"`` for the baseline.
         mode: how PyTorch ran, or how many streams a backend had.
         scenario: ``"latency"`` (one call after the other) or ``"throughput"`` (saturated).
-        scope: ``"compute"`` or ``"frame"``.
+        scope: ``"compute"``, ``"transfer"`` (of plans) or ``"frame"``.
         height, width: of the frames, in px.
     """
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from fcn_bench.stats import relative_spread, trend
-from fcn_bench.timing import Slice, WarmUp
+from fcn_bench.timing import Scope, Slice, WarmUp
 
 __all__ = [
     "CpuShare",
@@ -107,12 +107,10 @@ class Series:
     slices: list[Slice] = field(default_factory=list)
     foreign_cpu: list[float] = field(default_factory=list)
 
-    def durations_ms(self, work: Work) -> list[list[float]]:
-        """Give the durations of the frame, or of the network's part of it, by round."""
-        return [
-            [t.frame_ms if work == "frame" else t.compute_ms for t in part.timings]
-            for part in self.slices
-        ]
+    def durations_ms(self, scope: Scope) -> list[list[float]]:
+        """Give the durations of a scope, by round; rounds are empty where it has none."""
+        every = [[timing.of(scope) for timing in part.timings] for part in self.slices]
+        return [[value for value in part if value is not None] for part in every]
 
     @property
     def steady(self) -> bool:

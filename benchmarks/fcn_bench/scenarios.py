@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from fcn_bench.report import RowKey
 from fcn_bench.rounds import Series, Track, Work
 from fcn_bench.targets import Candidate
+from fcn_bench.timing import Scope
 from fcn_bench.torch_network import TorchMode
 from fcn_deploy.errors import BenchmarkError
 
@@ -28,7 +29,7 @@ Scenario = Literal["latency", "throughput"]
 """One call after the other; or as many at once as there are streams."""
 
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
-_SCOPES: tuple[Work, ...] = ("compute", "frame")
+_SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Job:
     @property
     def works(self) -> tuple[Work, ...]:
         """What it repeats: a frame's run times the network in it; saturated, each has its own."""
-        return ("frame",) if self.streams == 1 else _SCOPES
+        return ("frame",) if self.streams == 1 else ("compute", "frame")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +151,14 @@ def measured_rows(
             key = RowKey(
                 job.backend, job.precision, job.mode, scenario, scope, batch, height, width
             )
-            work = "frame" if job.streams == 1 else scope
+            work: Work = "frame" if job.streams == 1 or scope == "frame" else "compute"
             series = next(series for track, series in parts if track.work == work)
-            rows.append(_measured_row(job, key, series, scope))
+            if all(series.durations_ms(scope)):  # on a CPU nothing is transferred
+                rows.append(_measured_row(job, key, series, scope))
     return rows
 
 
-def _measured_row(job: Job, key: RowKey, series: Series, scope: Work) -> Measured:
+def _measured_row(job: Job, key: RowKey, series: Series, scope: Scope) -> Measured:
     durations = series.durations_ms(scope)
     if not all(0 < value < math.inf for part in durations for value in part):
         raise BenchmarkError(

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["csv_text", "markdown_text", "terminal_table"]
 
+_SCOPES = {
+    "compute": "the network alone",
+    "transfer": "the network, with the copies to the GPU and from it",
+    "frame": "frame in, labels out",
+}
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _COLUMNS = (
     ("backend", "left"),
@@ -83,8 +88,7 @@ def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         key = row.key
-        scope = "frame in, labels out" if key.scope == "frame" else "the network alone"
-        title = f"{key.scenario}, {key.scope} ({scope}), {key.height}x{key.width}"
+        title = f"{key.scenario}, {key.scope} ({_SCOPES[key.scope]}), {key.height}x{key.width}"
         if key.batch > 1:
             title += f", batch {key.batch}"
         groups.setdefault(title, []).append(row)

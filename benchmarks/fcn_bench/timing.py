@@ -21,10 +21,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 __all__ = [
     "Call",
     "Clock",
+    "Scope",
     "Slice",
     "Timing",
     "WarmUp",
@@ -43,12 +45,29 @@ _STEADY_WITHIN = 0.10
 _SETTLE_BELOW_MS = 100.0
 
 
+Scope = Literal["compute", "transfer", "frame"]
+"""The network alone; with what is copied to a GPU and from it; from frame to labels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One call's durations, in milliseconds: the whole frame, and the network's part of it."""
+    """One call's durations, in ms.
+
+    Attributes:
+        frame_ms: of all that the call did.
+        compute_ms: of the network's part, by the GPU's clock where it ran on one.
+        transfer_ms: of that part with the copies; None where nothing is copied.
+    """
 
     frame_ms: float
     compute_ms: float
+    transfer_ms: float | None = None
+
+    def of(self, scope: Scope) -> float | None:
+        """Give the duration of a scope; None where it has none."""
+        if scope == "frame":
+            return self.frame_ms
+        return self.compute_ms if scope == "compute" else self.transfer_ms
 
 
 Call = Callable[[], Timing]
@@ -163,8 +182,10 @@ def measure_saturated(
         stop.set()
         for thread in threads:
             thread.join()
-    ended = sorted(pair for thread in threads for pair in thread.counted)
-    timings = tuple(Timing(*durations) for _, durations in ended)
+    ended = sorted(
+        (pair for thread in threads for pair in thread.counted), key=lambda pair: pair[0]
+    )
+    timings = tuple(timing for _, timing in ended)
     return Slice(timings, sum(thread.rate for thread in threads))
 
 
@@ -172,7 +193,7 @@ class _Saturating:
     """One thread of a saturated slice."""
 
     def __init__(self, call: Call, *, seconds: float, min_calls: int, clock: Clock) -> None:
-        self.counted: list[tuple[int, tuple[float, float]]] = []
+        self.counted: list[tuple[int, Timing]] = []
         self.rate = 0.0
         self._call = call
         self._seconds = seconds
@@ -192,7 +213,7 @@ class _Saturating:
             raise self._error
 
     def _count(self, timing: Timing) -> None:
-        self.counted.append((self._clock(), (timing.frame_ms, timing.compute_ms)))
+        self.counted.append((self._clock(), timing))
 
     def _run(self, finished: threading.Semaphore, stop: threading.Event) -> None:
         slow = False

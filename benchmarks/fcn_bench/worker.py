@@ -93,6 +93,7 @@ class _Session:
         return {
             "frame_ms": [timing.frame_ms for timing in part.timings],
             "compute_ms": [timing.compute_ms for timing in part.timings],
+            "transfer_ms": [timing.transfer_ms for timing in part.timings],
             "calls_per_second": part.calls_per_second,
         }
 

@@ -21,6 +21,8 @@ __all__ = [
     "LabellingContext",
     "ModelSource",
     "PlanBackend",
+    "RunTimes",
+    "TimedContext",
     "check_feeds",
 ]
 
@@ -109,6 +111,29 @@ class LabellingContext(ExecutionContext, Protocol):
         Raises:
             BackendUnavailableError: what this takes is not installed.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunTimes:
+    """What one run took on its device, in ms, by the device's own clock.
+
+    Attributes:
+        compute_ms: execution alone, trtexec's "GPU Compute Time".
+        transfer_ms: from the first byte copied in to the last copied out: trtexec's "Latency" and
+            whatever the device waited between copies and execution.
+    """
+
+    compute_ms: float
+    transfer_ms: float
+
+
+@runtime_checkable
+class TimedContext(ExecutionContext, Protocol):
+    """A loaded network whose device has a clock."""
+
+    def execute_timed(self, feeds: Mapping[str, Array], /) -> tuple[dict[str, Array], RunTimes]:
+        """Run as `execute` does, and say what it took."""
         ...
 
 

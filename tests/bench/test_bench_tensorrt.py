@@ -74,8 +74,20 @@ def test_plans_have_rows_like_any_backend(environment: dict[str, str], tmp_path:
     assert found == {
         ("tensorrt", precision, scope)
         for precision in ("fp32", "int8")
-        for scope in ("compute", "frame")
+        for scope in ("compute", "transfer", "frame")
     }
+
+
+def test_the_gpus_own_clock_times_a_plan(environment: dict[str, str], tmp_path: Path) -> None:
+    path = write_artifact(tmp_path, {"tensorrt": (Precision.FP32,)})
+
+    done = bench(path, environment, "--backend", "tensorrt", "--scenario", "latency")
+
+    assert done.returncode == 0, done.stderr
+    p50 = {row["scope"]: row["latency_ms"]["p50"] for row in rows_of(tmp_path)}
+    # the fake driver's clock goes its own way: it stands beside the wall's, which times the frame
+    assert 0 < p50["compute"] < p50["transfer"]
+    assert "with the copies to the GPU and from it" in done.stdout
 
 
 def test_a_bare_plan_needs_trust(environment: dict[str, str], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections.abc import Mapping, Sequence
 
-from fcn_deploy.backends.base import ContextManaged, ModelSource
+from fcn_deploy.backends.base import ContextManaged, ModelSource, RunTimes
 from fcn_deploy.backends.tensorrt.api import installed, load_tensorrt
 from fcn_deploy.backends.tensorrt.device import device_problem, open_device
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
@@ -14,6 +14,7 @@ from fcn_deploy.backends.tensorrt.head_kernel import HeadKernel, label_dtype
 from fcn_deploy.backends.tensorrt.label_stage import LabelStage
 from fcn_deploy.backends.tensorrt.plan_check import PlanRecord, check_plan
 from fcn_deploy.backends.tensorrt.session import InferenceSession
+from fcn_deploy.backends.tensorrt.slots import PendingResult
 from fcn_deploy.backends.tensorrt.surface import LibraryName
 from fcn_deploy.errors import BackendUnavailableError, EngineMismatchError
 from fcn_deploy.manifest import Manifest, Variant
@@ -101,7 +102,10 @@ class TensorRtRtxBackend(TensorRtBackend):
 
 
 class TrtContext(ContextManaged):
-    """An engine and one session a stream; threads take the sessions in turn."""
+    """An engine and one session a stream; threads take the sessions in turn.
+
+    Runs that are timed have sessions of their own, so that the others record no events for it.
+    """
 
     def __init__(self, engine: TrtEngine, *, num_streams: int) -> None:
         super().__init__()
@@ -109,7 +113,7 @@ class TrtContext(ContextManaged):
         self.inputs = engine.inputs
         self.outputs = engine.outputs
         self._num_streams = num_streams
-        self._sessions: list[InferenceSession] = []
+        self._sessions: dict[bool, list[InferenceSession]] = {False: [], True: []}
         self._turns = itertools.count()
         self._lock = threading.Lock()
         self._kernel: HeadKernel | None = None
@@ -117,7 +121,10 @@ class TrtContext(ContextManaged):
     def execute(
         self, feeds: Mapping[str, Array], /, *, outputs: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        return self.run(feeds, outputs=outputs)
+        return self.submit(feeds, outputs=outputs).result()
+
+    def execute_timed(self, feeds: Mapping[str, Array], /) -> tuple[dict[str, Array], RunTimes]:
+        return timed_result(self.submit(feeds, timed=True))
 
     def labelling(
         self, scores: str, *, axes: tuple[int, int], threshold: float, give_scores: bool = False
@@ -132,35 +139,37 @@ class TrtContext(ContextManaged):
         )
         return TrtLabels(self, stage, give_scores=give_scores)
 
-    def run(
+    def submit(
         self,
         feeds: Mapping[str, Array],
         *,
         outputs: Sequence[str] | None = None,
         stage: LabelStage | None = None,
-    ) -> dict[str, Array]:
-        """Run the network, and label scores on the GPU where a stage is given."""
-        return self._session().submit(feeds, outputs=outputs, stage=stage).result()
+        timed: bool = False,
+    ) -> PendingResult:
+        """Start a run of the network, which labels scores on the GPU where a stage is given."""
+        return self._session(timed).submit(feeds, outputs=outputs, stage=stage)
 
     def close(self) -> None:
         with self._lock:  # no session is made from here on
             if self._closed:
                 return
             super().close()
-        for session in self._sessions:
+        for session in (*self._sessions[False], *self._sessions[True]):
             session.close()  # before the kernel that their runs use
         if self._kernel is not None:
             with self.engine.device.current():
                 self._kernel.close()
         self.engine.close()
 
-    def _session(self) -> InferenceSession:
+    def _session(self, timed: bool) -> InferenceSession:
         with self._lock:
             self._require_usable(f"the network '{self.engine.name}'")
-            turn = next(self._turns) % self._num_streams
-            if turn == len(self._sessions):
-                self._sessions.append(self.engine.session(depth=_DEPTH))
-            return self._sessions[turn]
+            made = self._sessions[timed]
+            if len(made) < self._num_streams:
+                made.append(self.engine.session(depth=_DEPTH, timing=timed))
+                return made[-1]
+            return made[next(self._turns) % self._num_streams]
 
 
 class TrtLabels:
@@ -181,12 +190,29 @@ class TrtLabels:
         self, feeds: Mapping[str, Array], /, *, outputs: Sequence[str] | None = None
     ) -> dict[str, Array]:
         wanted = [spec.name for spec in self.outputs] if outputs is None else outputs
-        found = self._context.run(
-            feeds,
-            outputs=[name for name in wanted if name == self._stage.scores],
-            stage=self._stage,
-        )
+        found = self._submit(feeds, wanted).result()
         return {name: found[name] for name in wanted}
+
+    def execute_timed(self, feeds: Mapping[str, Array], /) -> tuple[dict[str, Array], RunTimes]:
+        return timed_result(self._submit(feeds, [spec.name for spec in self.outputs], timed=True))
 
     def close(self) -> None:
         self._context.close()
+
+    def _submit(
+        self, feeds: Mapping[str, Array], wanted: Sequence[str], *, timed: bool = False
+    ) -> PendingResult:
+        return self._context.submit(
+            feeds,
+            outputs=[name for name in wanted if name == self._stage.scores],
+            stage=self._stage,
+            timed=timed,
+        )
+
+
+def timed_result(pending: PendingResult) -> tuple[dict[str, Array], RunTimes]:
+    """Wait for a run of a session that times its runs."""
+    outputs, times = pending.result(), pending.times()
+    if times is None:
+        raise RuntimeError("a session with timing gave no times")
+    return outputs, times

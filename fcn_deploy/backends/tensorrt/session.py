@@ -17,12 +17,12 @@ from fcn_deploy.backends.tensorrt.execution import BoundContext, Shapes
 from fcn_deploy.backends.tensorrt.graph_cache import GraphCache
 from fcn_deploy.backends.tensorrt.label_stage import LabelStage
 from fcn_deploy.backends.tensorrt.ring import Ring
-from fcn_deploy.backends.tensorrt.slots import PendingResult, RunTimes, Slot
+from fcn_deploy.backends.tensorrt.slots import PendingResult, Slot
 from fcn_deploy.backends.tensorrt.surface import ExecutionContext
 from fcn_deploy.errors import BackendUnavailableError
 from fcn_deploy.tensors import Array
 
-__all__ = ["InferenceSession", "LayerTime", "PendingResult", "RunTimes"]
+__all__ = ["InferenceSession", "LayerTime", "PendingResult"]
 
 
 @dataclass(frozen=True, slots=True)

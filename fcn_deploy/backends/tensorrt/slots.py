@@ -7,25 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fcn_deploy.backends.base import RunTimes
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
 from fcn_deploy.backends.tensorrt.device_arrays import wrong_out
 from fcn_deploy.errors import FcnDeployError, ShapeError
 from fcn_deploy.tensors import Array
 
-__all__ = ["PendingResult", "RunTimes", "Slot"]
-
-
-@dataclass(frozen=True, slots=True)
-class RunTimes:
-    """What one run took on the GPU, in ms, by CUDA events.
-
-    Attributes:
-        compute_ms: execution alone, trtexec's "GPU Compute Time".
-        transfer_ms: from the first byte copied in to the last copied out.
-    """
-
-    compute_ms: float
-    transfer_ms: float
+__all__ = ["PendingResult", "Slot"]
 
 
 @dataclass(eq=False)
@@ -111,7 +99,7 @@ class PendingResult:
         }
 
     def times(self) -> RunTimes | None:
-        """Wait for the run and give its times; None where the session does not time."""
+        """Wait for the run and give its times by CUDA events; None where none were recorded."""
         self.settle()
         return self._times
 

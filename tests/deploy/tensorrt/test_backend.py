@@ -270,6 +270,18 @@ def test_threads_share_a_network_with_several_streams(driver: SimDriver, tmp_pat
         segmenter(images[0])
 
 
+def test_timed_runs_say_what_the_gpu_took(driver: SimDriver, tmp_path: Path) -> None:
+    with Segmenter.open(write_artifact(tmp_path, {"tensorrt": (Precision.FP32,)})) as segmenter:
+        feeds = segmenter.prepare([frame()])
+        plain = segmenter.execute(feeds)
+
+        outputs, times = segmenter.execute_timed(feeds)
+
+    assert times is not None
+    assert 0 < times.compute_ms < times.transfer_ms
+    np.testing.assert_array_equal(outputs["labels"], plain["labels"])
+
+
 def test_the_video_pipeline_runs_on_a_plan(driver: SimDriver, tmp_path: Path) -> None:
     path = write_artifact(tmp_path, {"tensorrt": (Precision.FP32,)})
     clip = write_clip(tmp_path / "clip.avi", frames=6)
