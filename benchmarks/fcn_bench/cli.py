@@ -87,6 +87,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("reports ('-': stdout) and gates").add_argument
     add("--json", metavar="FILE", help="all figures")
     add("--csv", metavar="FILE", help="one line a row")
+    add("--html", metavar="FILE", help="one page with charts")
     add("--markdown", metavar="FILE", help="tables")
     add("--compare", metavar="OLD.json", type=Path, help="fail where a row became slower")
     add("--max-regression", metavar="PCT", type=float, help="slower by this is allowed (10)")
@@ -182,15 +183,16 @@ def _preprocess(args: argparse.Namespace) -> Preprocess | None:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Refuse two reports on one stdout, and folders that are not there."""
-    files = [name for name in (args.json, args.csv, args.markdown) if name is not None]
+    files = [name for name in _outputs(args) if name is not None]
     if files.count("-") > 1:
-        raise BenchmarkError("only one of --json, --csv and --markdown can go to stdout.")
+        raise BenchmarkError("only one of --json, --csv, --html and --markdown can go to stdout.")
     for name in files:
         if name != "-" and not Path(name).parent.is_dir():
             raise BenchmarkError(f"there is no folder '{Path(name).parent}' for '{name}'.")
 
 
 def _write(report: BenchmarkReport, args: argparse.Namespace) -> None:
+    from fcn_bench.page import html_text
     from fcn_bench.tables import csv_text, markdown_text, terminal_table
 
     if not _stdout_taken(args) and not args.quiet:
@@ -199,7 +201,8 @@ def _write(report: BenchmarkReport, args: argparse.Namespace) -> None:
         Console(width=None if sys.stdout.isatty() else 160).print(terminal_table(report))
     if args.json is not None:
         write_json(args.json, report.to_json())
-    for name, text in ((args.csv, csv_text), (args.markdown, markdown_text)):
+    texts = ((args.csv, csv_text), (args.html, html_text), (args.markdown, markdown_text))
+    for name, text in texts:
         if name == "-":
             sys.stdout.write(text(report))
         elif name is not None:
@@ -207,7 +210,11 @@ def _write(report: BenchmarkReport, args: argparse.Namespace) -> None:
 
 
 def _stdout_taken(args: argparse.Namespace) -> bool:
-    return "-" in (args.json, args.csv, args.markdown)
+    return "-" in _outputs(args)
+
+
+def _outputs(args: argparse.Namespace) -> tuple[str | None, ...]:
+    return args.json, args.csv, args.html, args.markdown
 
 
 def _progress(args: argparse.Namespace) -> Callable[[str], None]:

@@ -1,4 +1,4 @@
-"""A report for reading: table on the terminal, Markdown, CSV."""
+"""A report for reading: table on the terminal, Markdown, CSV; and the parts that pages share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from fcn_bench.report import BenchmarkReport, Row, Speedup
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["csv_text", "markdown_text", "terminal_table"]
+__all__ = [
+    "COLUMNS",
+    "cells",
+    "csv_text",
+    "groups",
+    "markdown_text",
+    "remarks",
+    "surroundings",
+    "terminal_table",
+]
 
 _SCOPES = {
     "compute": "the network alone",
@@ -22,7 +31,7 @@ _SCOPES = {
     "frame": "frame in, labels out",
 }
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_COLUMNS = (
+COLUMNS = (
     ("backend", "left"),
     ("precision", "left"),
     ("mode", "left"),
@@ -46,30 +55,30 @@ def terminal_table(report: BenchmarkReport) -> RenderableType:
     from rich.text import Text
 
     parts: list[RenderableType] = []
-    for title, rows in _groups(report.rows):
+    for title, rows in groups(report.rows):
         table = Table(title=title, title_justify="left", title_style="bold")
-        for name, justify in _COLUMNS:
+        for name, justify in COLUMNS:
             table.add_column(name, justify="right" if justify == "right" else "left")
         for row in rows:
             style = "yellow" if row.verdict is Verdict.SUSPECT else None
-            table.add_row(*_cells(row), style=style)
+            table.add_row(*cells(row), style=style)
         parts.append(table)
-    parts += [Text(line) for line in (*_starts(report), *_remarks(report))]
+    parts += [Text(line) for line in (*_starts(report), *remarks(report))]
     return Group(*parts)
 
 
 def markdown_text(report: BenchmarkReport) -> str:
     """Give the same tables as Markdown, with the surroundings of the run."""
-    lines = [f"# Benchmark of {report.target.get('name', '')}", "", *_surroundings(report), ""]
-    for title, rows in _groups(report.rows):
+    lines = [f"# Benchmark of {report.target.get('name', '')}", "", *surroundings(report), ""]
+    for title, rows in groups(report.rows):
         lines += [f"## {title}", ""]
-        lines.append("| " + " | ".join(name for name, _ in _COLUMNS) + " |")
-        lines.append("|" + "|".join("--:" if j == "right" else "---" for _, j in _COLUMNS) + "|")
-        lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+        lines.append("| " + " | ".join(name for name, _ in COLUMNS) + " |")
+        lines.append("|" + "|".join("--:" if j == "right" else "---" for _, j in COLUMNS) + "|")
+        lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
         lines.append("")
-    remarks = _remarks(report)
-    if remarks:
-        lines += ["## Notes", "", *(f"- {remark}" for remark in remarks), ""]
+    found = remarks(report)
+    if found:
+        lines += ["## Notes", "", *(f"- {remark}" for remark in found), ""]
     return "\n".join(lines)
 
 
@@ -84,18 +93,20 @@ def csv_text(report: BenchmarkReport) -> str:
     return stream.getvalue()
 
 
-def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    groups: dict[str, list[Row]] = {}
+def groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Give the rows of each scenario, scope, batch and size under the title that says them."""
+    found: dict[str, list[Row]] = {}
     for row in rows:
         key = row.key
         title = f"{key.scenario}, {key.scope} ({_SCOPES[key.scope]}), {key.height}x{key.width}"
         if key.batch > 1:
             title += f", batch {key.batch}"
-        groups.setdefault(title, []).append(row)
-    return list(groups.items())
+        found.setdefault(title, []).append(row)
+    return list(found.items())
 
 
-def _cells(row: Row) -> list[str]:
+def cells(row: Row) -> list[str]:
+    """Give a row's cells, one for each of `COLUMNS`."""
     latency, fidelity = row.latency_ms, row.fidelity
     return [
         row.key.backend,
@@ -128,25 +139,26 @@ def _miou_cell(miou: float | None, drop: float | None) -> str:
     return f"{miou:.4f}" if drop is None else f"{miou:.4f} ({-drop:+.2f} pt)"
 
 
-def _remarks(report: BenchmarkReport) -> list[str]:
+def remarks(report: BenchmarkReport) -> list[str]:
     """Give the notes of the run, and those of rows; notes that differ in numbers alone, once."""
     owners: dict[str, list[tuple[Row, str]]] = {}
     for row in report.rows:
         for note in row.notes:
             owners.setdefault(_NUMBER.sub("#", note), []).append((row, note))
-    remarks = list(report.notes)
+    said = list(report.notes)
     for found in owners.values():
         row, note = found[0]
         if len(found) == 1:
-            remarks.append(f"{row.key}: {note}")
+            said.append(f"{row.key}: {note}")
         elif len({note for _, note in found}) == 1:
-            remarks.append(f"{len(found)} rows: {note}")
+            said.append(f"{len(found)} rows: {note}")
         else:
-            remarks.append(f"{len(found)} rows, such as {row.key}: {note}")
-    return remarks
+            said.append(f"{len(found)} rows, such as {row.key}: {note}")
+    return said
 
 
-def _surroundings(report: BenchmarkReport) -> list[str]:
+def surroundings(report: BenchmarkReport) -> list[str]:
+    """Say, as a Markdown list, on what and with what the report was made."""
     environment = report.environment
     libraries: Mapping[str, str] = environment.get("libraries", {})
     named = ", ".join(

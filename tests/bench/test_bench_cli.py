@@ -26,7 +26,7 @@ FACTORY = ["--arch", TinyModel.arch]
 def whole_run(exported: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One run of everything, which several tests look at."""
     folder = tmp_path_factory.mktemp("reports")
-    names = {name: str(folder / f"report.{name}") for name in ("json", "csv", "markdown")}
+    names = {name: str(folder / f"report.{name}") for name in ("json", "csv", "html", "markdown")}
     command = [sys.executable, "-m", "fcn_bench.cli", "tiny.fcn", *FACTORY, *QUICK]
     command += ["--eval", "images", "labels", "--assert", "miou_drop<=5"]
     for name, file in names.items():
@@ -184,7 +184,7 @@ def test_bare_graph_runs_on_images_of_another_size(
         (["--scenario", "stream"], "'stream' is not in this version"),
         (["--assert", "fast"], "cannot read the assertion 'fast'"),
         (["--compare", "gone.json"], "cannot read the report 'gone.json'"),
-        (["--json", "-", "--csv", "-"], "only one of --json, --csv and --markdown"),
+        (["--json", "-", "--csv", "-"], "only one of --json, --csv, --html and --markdown"),
         (["--json", "gone/report.json"], "there is no folder 'gone'"),
         (["--baseline", "gone.pt"], "there is no baseline model 'gone.pt'"),
         (["--mean", "0,0,0"], "says itself what its network expects"),

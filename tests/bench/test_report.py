@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+from html.parser import HTMLParser
 
 from rich.console import Console
 
 from fcn_bench.judge import Verdict
+from fcn_bench.page import html_text
 from fcn_bench.report import RowFidelity
 from fcn_bench.tables import csv_text, markdown_text, terminal_table
 from tests.bench.samples import make_key, make_report, make_row
@@ -120,3 +122,49 @@ def test_csv_has_one_line_a_row_with_nested_names() -> None:
     assert float(lines[0]["latency_ms.p50"]) == 10.0
     assert lines[1]["speedup.against"] == "eager"
     assert lines[0]["speedup.value"] == ""
+
+
+class _Page(HTMLParser):
+    """Checks that tags close in order, and keeps what a reader would see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.outside: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.outside += [name for name, _ in attrs if name in ("src", "href", "onload")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.seen.append(data)
+
+
+def test_page_has_every_row_as_cells_and_as_a_bar_and_needs_nothing_from_outside() -> None:
+    rows = (
+        make_row(make_key("torch", mode="eager"), median_ms=60.0, speedup=None),
+        make_row(make_key("<b>", "int8"), notes=("int8 & <script>",)),
+    )
+
+    text = html_text(make_report(*rows))
+
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.tags.count("tr") == 1 + len(rows)
+    assert page.tags.count("rect") == len(rows)
+    assert page.outside == []
+    assert not {"script", "b", "link", "img"} & set(page.tags)
+    assert "<b>" in page.seen
+    assert any("int8 & <script>" in part for part in page.seen)
+    assert "60.00 ms" in page.seen
