@@ -38,7 +38,7 @@ larger: $(READY)  ## train FCN-ResNet50 on the demo's data and export it, 20 min
 readme: $(READY)  ## put what the last make demo measured into README.md
 	$(BIN)/python scripts/write_readme.py
 
-peers: $(READY)  ## measure against other runtimes, about 15 minutes, into benchmarks/RESULTS.md
+peers: $(READY)  ## measure against other runtimes, half an hour, into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.peers
 
 test: $(READY)  ## run all tests, in two processes

@@ -1,6 +1,6 @@
 """Measure this project against its peers and write the tables into benchmarks/RESULTS.md.
 
-python -m benchmarks.peers                        everything, about a quarter of an hour
+python -m benchmarks.peers                        everything, about half an hour
 python -m benchmarks.peers --section lraspp head  only these; the others stay as they are
 python -m benchmarks.peers --prepare              train and export only, so that a run measures
 """
