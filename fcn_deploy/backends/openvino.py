@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -71,7 +73,7 @@ class OpenVinoBackend:
             "INFERENCE_NUM_THREADS": num_threads or usable_cores(),
         }
         if source.digest is None:
-            compiled = _compile(library.Core(), source, config)
+            compiled = _compile(_core(library, os.getpid()), source, config)
         else:
             compiled = _compile_cached(library, source, source.digest, config)
         return OpenVinoContext(compiled, name=source.path.name)
@@ -140,7 +142,20 @@ def _library() -> Any:
 
 
 def _abilities() -> tuple[str, ...]:
-    return tuple(_library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    core = _core(_library(), os.getpid())
+    return tuple(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+@cache
+def _core(library: Any, process: int) -> Any:
+    """Give the only Core of a process, which lives as long as it does; threads may share it.
+
+    OpenVINO (2026.4.1) gives the thread that first uses a Core's CPU plugin a stack for signals,
+    and takes it away with the Core. Of two Cores that end in the order in which they began, the
+    second puts the stack of the first back, which is gone by then: the next signal that Python
+    handles, Ctrl-C for one, ends the process by SIGSEGV.
+    """
+    return library.Core()
 
 
 def _hint(precision: Precision) -> str:
@@ -165,7 +180,7 @@ def _compile_cached(
     library: Any, source: ModelSource, digest: str, config: Mapping[str, Any]
 ) -> Any:
     """Take the compiled network from the user's cache, or compile it and keep it there."""
-    core = library.Core()
+    core = _core(library, os.getpid())
     settings = ";".join(f"{name}={value}" for name, value in sorted(config.items()))
     outputs = "" if source.outputs is None else repr(source.outputs)
     key = ("openvino", str(library.__version__), cpu_identity(), settings, digest, outputs)

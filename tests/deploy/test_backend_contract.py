@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -211,6 +213,39 @@ def test_threads_share_a_context(backend: Backend) -> None:
         thread.join()
 
     assert wrong == []
+
+
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from fcn_deploy.backends import get_backend
+from fcn_deploy.backends.base import ModelSource
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+source = ModelSource(Path("model.onnx"), sys.stdin.buffer.read())
+first, second = (get_backend(sys.argv[1]).open(source) for _ in range(2))
+first.close()
+second.close()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_after_networks_were_closed_in_turn_is_delivered(backend: Backend) -> None:
+    root = Path(__file__).parents[2]
+
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, backend.name],
+        input=GRAPH,
+        capture_output=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (0, b"interrupted\n"), done.stderr.decode()
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
