@@ -13,14 +13,15 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from fcn_deploy.errors import FrameTooLargeError
+from fcn_deploy.errors import ExecutionError, FrameTooLargeError
+from fcn_deploy.head.geometry import Upsampled
 from fcn_deploy.loading import OpenedModel
 from fcn_deploy.mosaic import NetworkRun, ScoreGrid, TilePlan, segment_tiles
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.receptive_field import ReceptiveField, Span, find_receptive_field
 from fcn_deploy.segmentation import Segmentation
 from fcn_deploy.tensors import Array
-from fcn_deploy.tile_plan import LabelAxis, Upsampled, least_tile_px, plan_axis, tile_sides
+from fcn_deploy.tile_plan import LabelAxis, least_tile_px, plan_axis, tile_sides
 
 __all__ = ["Tiling"]
 
@@ -205,21 +206,18 @@ class Tiling:
         form, field = self._model.output_format, self._usable_field()
         if form.kind == "labels" or field is None:
             return None
-        both = []
-        for axis, samples in enumerate(field.samples_at(padded)):
-            outputs, corners = padded[axis], False
-            if form.peeled is None:
-                outputs = size[axis]
-                if self._shapes is not None:  # an artifact's scores are of the padded frame's size
-                    samples = min(samples, outputs)
-            else:
-                corners = form.peeled.coordinates == "align_corners"
-                if form.peeled.factors is not None:
-                    outputs = samples * form.peeled.factors[axis]
-                if form.peeled.coordinates == "pytorch_half_pixel" and outputs == 1:
-                    samples = 1
-            both.append(Upsampled(samples, outputs, corners))
-        return both[0], both[1]
+        samples = field.samples_at(padded)
+        if form.peeled is None:
+            if self._shapes is not None:  # an artifact's scores are of the padded frame's size
+                samples = min(samples[0], size[0]), min(samples[1], size[1])
+            return Upsampled(samples[0], size[0]), Upsampled(samples[1], size[1])
+        both = form.peeled.upsampled(samples, padded)
+        if both[0].size < size[0] or both[1].size < size[1]:
+            raise ExecutionError(
+                f"'{self._model.file.path.name}' gives labels {both[0].size}x{both[1].size} for "
+                f"frames of {size[0]}x{size[1]}."
+            )
+        return both
 
     def _score_grid(self, padded: tuple[int, int]) -> ScoreGrid:
         form = self._model.output_format
