@@ -16,6 +16,7 @@ from fractions import Fraction
 from fcn_deploy.errors import ExecutionError, FrameTooLargeError
 from fcn_deploy.head.geometry import Upsampled
 from fcn_deploy.loading import OpenedModel
+from fcn_deploy.manifest import SeenByNetwork
 from fcn_deploy.mosaic import NetworkRun, ScoreGrid, TilePlan, segment_tiles
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.receptive_field import ReceptiveField, Span, find_receptive_field
@@ -76,7 +77,11 @@ class Tiling:
         """Why tiles are exact or not, and of which sizes."""
         field = self.field
         if isinstance(field, str):
-            return f"its receptive field is unknown: {field}"
+            noted = self._noted
+            if noted is None:
+                return f"its receptive field is unknown: {field}"
+            far = max(max(noted.before), max(noted.behind))
+            return f"{field}; a label depends on {far} px around it, as the manifest says"
         if field.broken_by:
             more = len(field.broken_by) - 1
             return f"{field.broken_by[0]}{f', and {more} more do' if more else ''}"
@@ -192,6 +197,14 @@ class Tiling:
         """Give what a sample sees, and what tiles begin at multiples of."""
         field = self._usable_field()
         multiple = self._shapes.multiple_of if self._shapes is not None else 1
+        noted = self._noted
+        if field is None and noted is not None:
+            rows, columns = (
+                Span(axis, Fraction(1), Fraction(-noted.before[axis]), Fraction(noted.behind[axis]))
+                for axis in (0, 1)
+            )
+            above, left = (math.lcm(multiple, step) for step in noted.alignment)
+            return (rows, columns), (above, left)
         if field is None:
             far, one = Fraction(_USUAL_HALO), Fraction(1)
             step = math.lcm(multiple, _USUAL_STEP)
@@ -250,6 +263,12 @@ class Tiling:
         ):
             return None
         return field
+
+    @property
+    def _noted(self) -> SeenByNetwork | None:
+        """What the manifest says of the network: all that there is of a plan."""
+        manifest = self._model.file.manifest
+        return None if manifest is None else manifest.receptive_field
 
     def _bytes_per_px(self) -> int:
         field = self.field

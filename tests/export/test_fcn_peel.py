@@ -1,4 +1,4 @@
-"""The family's networks run peeled, whole and in tiles, with the labels of the graph."""
+"""The family's networks run peeled, whole and in tiles; what they see is what their layers give."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fcn_deploy.backends import backend_names
+from fcn_deploy.field_summary import summarize_field
+from fcn_deploy.manifest import SeenByNetwork
 from fcn_deploy.onnx_scan import scan_onnx
 from fcn_deploy.peel import PeeledTail, peel_tail
 from fcn_deploy.segmenter import Segmenter
@@ -136,3 +138,30 @@ def test_the_last_enlargement_stays_float32_in_every_precision(coarse: onnx.Mode
     assert graph.initializers["network.up.weight"].dtype == "float32"
     assert up not in quantizable_nodes(coarse.graph)
     assert classifier_nodes(coarse.graph) == ("node_conv2d_10",)
+
+
+def test_an_fcn_32s_sees_what_its_layers_add_up_to(coarse: onnx.ModelProto) -> None:
+    # VGG11: 3x3 windows at strides 1 to 16, 2x2 pools, and fc6's 7x7 cells of 32 px
+    convolutions = 2 * (1 + 2 + 2 * 4 + 2 * 8 + 2 * 16)
+    pools, fc6 = 1 + 2 + 4 + 8 + 16, 6 * 32
+
+    found = summarize_field(scan_onnx(coarse.SerializeToString()))
+
+    assert isinstance(found, SeenByNetwork)
+    assert found.size == (1 + convolutions + pools + fc6,) * 2
+    assert found.stride == (32, 32)
+    assert found.offset == (network("vgg11", "32s", geometry="paper").grid.offset,) * 2
+    # the last pixel that a score before the first one still reaches
+    assert found.before[0] - found.size[0] // 2 in range(31, 33 + 16)
+    assert found.whole_image == ()
+
+
+def test_an_fcn_8s_sees_the_neighbours_of_its_coarser_scores_too(fine: onnx.ModelProto) -> None:
+    found = summarize_field(scan_onnx(fine.SerializeToString()))
+
+    assert isinstance(found, SeenByNetwork)
+    grid = network("alexnet", "8s").grid
+    assert found.size[0] > grid.receptive_field
+    assert found.stride == (grid.stride,) * 2
+    assert found.offset == (grid.offset,) * 2
+    assert found.alignment == (32, 32)
