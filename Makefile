@@ -11,7 +11,7 @@ GPU_CHECK_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo readme peers test test-fast gpu-check pycuda mutate lint format typecheck wheel constraints clean distclean
+.PHONY: help venv demo readme peers plans test test-fast gpu-check pycuda mutate lint format typecheck wheel constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test-fast: $(READY)  ## run the tests that are not marked slow, the last failure
 
 gpu-check: $(READY)  ## on a machine with an NVIDIA GPU: build, compare and time plans, write a report
 	$(BIN)/python -m fcn_bench.gpu_check $(GPU_CHECK_ARGS)
+
+plans: $(READY)  ## build plans of the FCN family, without a GPU, in every precision
+	$(BIN)/python -m benchmarks.plans --network family
 
 pycuda: $(READY)  ## build PyCUDA for the tests into the user's cache, where CUDA's headers are
 	$(BIN)/python scripts/build_pycuda.py
