@@ -11,7 +11,7 @@ GPU_CHECK_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo readme peers plans test test-fast gpu-check pycuda mutate lint format typecheck wheel constraints clean distclean
+.PHONY: help venv demo readme peers paper full-networks plans test test-fast gpu-check pycuda mutate lint format typecheck wheel constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ readme: $(READY)  ## put what the last make demo measured into README.md
 
 peers: $(READY)  ## measure against other runtimes, about 15 minutes, into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.peers
+
+paper: $(READY)  ## time the FCN paper's networks, full-size, at 500x500, into benchmarks/PAPER.md
+	$(BIN)/python -m benchmarks.paper
+
+full-networks: $(READY)  ## export and verify the FCN paper's networks, full-size, under build/paper
+	$(BIN)/python -m benchmarks.paper --prepare
 
 test: $(READY)  ## run all tests, in two processes
 	$(BIN)/python scripts/run_tests.py $(PYTEST_ARGS)
