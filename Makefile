@@ -11,7 +11,7 @@ GPU_CHECK_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo larger readme peers test test-fast gpu-check pycuda mutate lint format typecheck wheel constraints clean distclean
+.PHONY: help venv demo larger readme peers paper full-networks plans test test-fast gpu-check pycuda mutate lint format typecheck wheel constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ readme: $(READY)  ## put what the last make demo measured into README.md
 peers: $(READY)  ## measure against other runtimes, half an hour, into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.peers
 
+paper: $(READY)  ## time the FCN paper's networks, full-size, at 500x500, into benchmarks/PAPER.md
+	$(BIN)/python -m benchmarks.paper
+
+full-networks: $(READY)  ## export and verify the FCN paper's networks, full-size, under build/paper
+	$(BIN)/python -m benchmarks.paper --prepare
+
 test: $(READY)  ## run all tests, in two processes
 	$(BIN)/python scripts/run_tests.py $(PYTEST_ARGS)
 
@@ -49,6 +55,9 @@ test-fast: $(READY)  ## run the tests that are not marked slow, the last failure
 
 gpu-check: $(READY)  ## on a machine with an NVIDIA GPU: build, compare and time plans, write a report
 	$(BIN)/python -m fcn_bench.gpu_check $(GPU_CHECK_ARGS)
+
+plans: $(READY)  ## build plans of the FCN family, without a GPU, in every precision
+	$(BIN)/python -m benchmarks.plans --network family
 
 pycuda: $(READY)  ## build PyCUDA for the tests into the user's cache, where CUDA's headers are
 	$(BIN)/python scripts/build_pycuda.py

@@ -1,6 +1,9 @@
 """Build plans of the usual networks in every precision; print sizes, build times, layers' types.
 
     python -m benchmarks.plans --network brain,lraspp,fcn_resnet50,transposed
+    python -m benchmarks.plans --network family
+
+`family` is FCN-32s, 16s and 8s in both geometries, over a narrow VGG11.
 
 Weights are random and quantisation scales made up: neither changes what is built. Nothing is run,
 so no GPU is needed; the time is of this machine's CPU and says nothing of the GPU.
@@ -12,6 +15,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +29,8 @@ from fcn_deploy.tensors import Precision, TensorSpec
 from fcn_export.engine import BuildConfig, build_engine, image_profile
 from fcn_export.graph import trace
 from fcn_export.graph_spec import GraphSpec, default_preprocess
+from fcn_export.models import FCN, Backbone
+from fcn_export.models.fcn import GEOMETRIES, VARIANTS, Geometry, Variant
 from fcn_export.passes.fp16 import convert_to_fp16, fp16_remainder
 from fcn_export.quantize.image_report import ImageReport
 from fcn_export.quantize.int8 import Int8Builder, prepare
@@ -82,6 +88,17 @@ def fcn_resnet50() -> nn.Module:
     return network
 
 
+def family(variant: Variant, geometry: Geometry) -> nn.Module:
+    backbone = Backbone("vgg11", width=0.125, window=2, fc_width=16)
+    return FCN(backbone, variant, _CLASSES, geometry=geometry)
+
+
+FAMILY: dict[str, tuple[Callable[[], nn.Module], Preprocess]] = {
+    f"fcn{variant}_{geometry}": (partial(family, variant, geometry), default_preprocess())
+    for variant in VARIANTS
+    for geometry in GEOMETRIES
+}
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Preprocess]] = {
     "brain": (brain, Preprocess((0.5,), (0.25,), "gray")),
     "lraspp": (lraspp, default_preprocess()),
@@ -95,9 +112,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default=",".join(NETWORKS), metavar="LIST")
     options = parser.parse_args()
-    form = "{:<14}{:<6}{:>10}{:>10}{:>9}  {}\n"
+    form = "{:<16}{:<6}{:>10}{:>10}{:>9}  {}\n"
     sys.stdout.write(form.format("network", "", "graph MB", "plan MB", "build s", "layers"))
-    for name in options.network.split(","):
+    named = options.network.split(",")
+    for name in [one for each in named for one in (FAMILY if each == "family" else (each,))]:
         graph = traced(name)
         for precision in (Precision.FP32, Precision.FP16, Precision.INT8):
             size, engine = build(graph, precision)
@@ -114,7 +132,7 @@ def main() -> int:
 
 def traced(name: str) -> onnx.ModelProto:
     """Export a network with random weights, in float32."""
-    make, preprocess = NETWORKS[name]
+    make, preprocess = {**NETWORKS, **FAMILY}[name]
     torch.manual_seed(0)
     classes = 4 if name == "brain" else _CLASSES
     spec = GraphSpec(preprocess, num_classes=classes, upsample=False)

@@ -13,10 +13,11 @@ from fcn_deploy import __version__
 from fcn_deploy.backends import backend_names, get_backend, plan_backend_names
 from fcn_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from fcn_deploy.errors import BackendUnavailableError
+from fcn_deploy.field_summary import summarize_field
 from fcn_deploy.libraries import LibraryStatus, check_libraries
-from fcn_deploy.loading import locate_model
+from fcn_deploy.loading import ModelFile, locate_model
 from fcn_deploy.machine import Machine, describe_machine, distribution_version, version_numbers
-from fcn_deploy.manifest import Fidelity, Manifest
+from fcn_deploy.manifest import Fidelity, Manifest, SeenByNetwork
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.tensors import Precision
 
@@ -96,6 +97,8 @@ class ModelDiagnosis:
         classes: their names; None for a bare graph, which has none.
         backend, precision, reason: what `Segmenter.open` takes by itself, and why.
         head: where the class map is computed; None where nothing can run the model.
+        receptive_field: what the network sees, as the manifest says, or as its graph does where
+            there is none; None where it cannot be told.
         problem: why nothing here can run it, and the command that helps.
     """
 
@@ -107,6 +110,7 @@ class ModelDiagnosis:
     reason: str | None = None
     head: str | None = None
     problem: str | None = None
+    receptive_field: SeenByNetwork | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +185,11 @@ def _diagnose_backend(name: str) -> BackendStatus:
 
 
 def _diagnose_model(path: Path) -> ModelDiagnosis:
-    manifest = locate_model(path).manifest
+    file = locate_model(path)
+    manifest = file.manifest
     variants = () if manifest is None else _variants(manifest)
     classes = None if manifest is None else tuple(entry.name for entry in manifest.classes)
+    seen = _seen(file)
     try:
         with Segmenter.open(path) as segmenter:
             return ModelDiagnosis(
@@ -194,9 +200,18 @@ def _diagnose_model(path: Path) -> ModelDiagnosis:
                 precision=segmenter.precision,
                 reason=segmenter.reason,
                 head=segmenter.head,
+                receptive_field=seen,
             )
     except BackendUnavailableError as error:
-        return ModelDiagnosis(str(path), classes, variants, problem=str(error))
+        problem = str(error)
+        return ModelDiagnosis(str(path), classes, variants, problem=problem, receptive_field=seen)
+
+
+def _seen(file: ModelFile) -> SeenByNetwork | None:
+    if file.manifest is not None and file.manifest.receptive_field is not None:
+        return file.manifest.receptive_field
+    found = None if file.graph is None else summarize_field(file.graph)
+    return None if isinstance(found, str) else found
 
 
 def _variants(manifest: Manifest) -> tuple[VariantStatus, ...]:

@@ -372,7 +372,12 @@ def _output_format(
     confidence = "confidence" if file.manifest is not None and "confidence" in outputs else None
     main = _main_output(file, [spec for spec in context.outputs if spec.name != confidence])
     tail = find_tail(file.graph, output=main.name) if file.graph is not None else None
-    scores = None if tail is None else tail.low_scores or tail.scores
+    scores, class_axis = None, 1
+    if tail is not None:
+        # a crop or a transposed convolution says more than sizes where scores lie
+        inner = None if tail.crops or tail.coordinates == "transposed" else tail.low_scores
+        scores = inner or tail.scores
+        class_axis = tail.class_axis if inner is None else tail.low_class_axis
     found = OutputFormat(
         kind="labels" if main.dtype.startswith(("int", "uint", "bool")) else "scores",
         name=main.name,
@@ -380,7 +385,7 @@ def _output_format(
         threshold=0.5 if tail is not None and (tail.activation or tail.probabilities) else 0.0,
         confidence=confidence,
         inner_scores=scores if scores != main.name else None,
-        inner_class_axis=1 if tail is None else tail.low_class_axis,
+        inner_class_axis=class_axis,
         not_peeled_because=peeled if tail is not None and tail.labels is not None else None,
     )
     if found.kind == "scores" and len(main.shape) != 4:

@@ -25,6 +25,7 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "Preprocess",
+    "SeenByNetwork",
     "Source",
     "TensorInfo",
     "Variant",
@@ -196,8 +197,43 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenByNetwork:
+    """Which pixels of the image a network's results depend on; pairs are (height, width).
+
+    Attributes:
+        stride: px from one score to the next, before the last upsampling.
+        offset: pixel on which what the first score sees is centred.
+        size: px that a score depends on, the receptive field.
+        before, behind: px beyond its own that a label depends on, to either side.
+        alignment: px; an image that is cut at multiples of these has all its scores where the
+            whole image has them.
+        whole_image: phrases that name what reads the whole image all the same; the numbers above
+            leave it out.
+    """
+
+    stride: tuple[float, float]
+    offset: tuple[float, float]
+    size: tuple[int, int]
+    before: tuple[int, int]
+    behind: tuple[int, int]
+    alignment: tuple[int, int]
+    whole_image: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        pairs = (self.stride, self.offset, self.size, self.before, self.behind, self.alignment)
+        if any(len(pair) != 2 for pair in pairs):
+            raise ManifestError(f"the receptive field is {self}; expected height and width each.")
+        positive = (*self.stride, *self.size, *self.alignment)
+        if min(positive) <= 0 or min(*self.before, *self.behind) < 0:
+            raise ManifestError(f"the receptive field is {self}; expected sizes above 0.")
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What `manifest.json` says. `files` and digests are filled in when the artifact is written.
+
+    Attributes:
+        receptive_field: None where it could not be told, and of artifacts of earlier releases.
 
     Raises:
         ManifestError: an entry is malformed, or entries contradict each other.
@@ -212,6 +248,7 @@ class Manifest:
     source: Source
     provenance: Mapping[str, str]
     files: tuple[FileEntry, ...] = ()
+    receptive_field: SeenByNetwork | None = None
 
     def __post_init__(self) -> None:
         names = [entry.name for entry in self.files]
@@ -228,6 +265,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Give the file's content: UTF-8 JSON with sorted keys, the same for equal manifests."""
+        seen = self.receptive_field
         document = {
             "format_version": FORMAT_VERSION,
             "files": [_plain(entry) for entry in self.files],
@@ -239,6 +277,7 @@ class Manifest:
             "variants": [_variant_to_json(variant) for variant in self.variants],
             "source": {**_plain(self.source), "arch_args": dict(self.source.arch_args)},
             "provenance": dict(self.provenance),
+            "receptive_field": None if seen is None else _plain(seen),
         }
         return (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
@@ -271,6 +310,7 @@ class Manifest:
             variants=top.each("variants", _variant_from_json),
             source=_source_from_json(top.child("source")),
             provenance=top.child("provenance").strings(),
+            receptive_field=_field_from_json(top),
         )
 
 
@@ -392,6 +432,21 @@ def _variant_from_json(node: JsonObject) -> Variant:
         version_compatible=node.get("version_compatible", bool, default=False),
         graph=node.optional_text("graph"),
         graph_sha256=node.optional_text("graph_sha256"),
+    )
+
+
+def _field_from_json(top: JsonObject) -> SeenByNetwork | None:
+    if top.get("receptive_field", dict, default=None) is None:
+        return None
+    node = top.child("receptive_field")
+    return SeenByNetwork(
+        stride=cast("tuple[float, float]", node.items("stride", float)),
+        offset=cast("tuple[float, float]", node.items("offset", float)),
+        size=cast("tuple[int, int]", node.items("size", int)),
+        before=cast("tuple[int, int]", node.items("before", int)),
+        behind=cast("tuple[int, int]", node.items("behind", int)),
+        alignment=cast("tuple[int, int]", node.items("alignment", int)),
+        whole_image=node.items("whole_image", str),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from fcn_deploy.errors import ExecutionError
+from fcn_deploy.head.geometry import Upsampled
 from fcn_deploy.head.part import AxisPart, upsample_argmax_part
 from fcn_deploy.loading import OutputFormat
 from fcn_deploy.manifest import ClassInfo
@@ -16,7 +17,7 @@ from fcn_deploy.preprocess import pad_frame
 from fcn_deploy.receptive_field import Span
 from fcn_deploy.segmentation import Segmentation
 from fcn_deploy.tensors import Array
-from fcn_deploy.tile_plan import Cut, Upsampled, whole_samples
+from fcn_deploy.tile_plan import Cut, whole_samples
 
 __all__ = ["NetworkRun", "ScoreGrid", "TilePlan", "segment_tiles"]
 
@@ -127,14 +128,7 @@ def _label_part(
     parts = []
     for axis, (cut, whole) in enumerate(zip((row, column), upsampled, strict=True), start=2):
         first = cut.first_sample
-        part = AxisPart(
-            samples=whole.samples,
-            size=whole.size,
-            begin=cut.begin,
-            end=cut.end,
-            first=first,
-            align_corners=whole.align_corners,
-        )
+        part = AxisPart(whole, cut.begin, cut.end, first)
         if scores.shape[axis] <= part.last - first:
             raise ExecutionError(
                 f"the network gave scores {list(scores.shape)} for a tile of "

@@ -1,8 +1,8 @@
 """Which graphs may stop at their low-resolution scores, so that the runtime's head finishes.
 
 A tail is peeled only where the same labels follow from the scores: it is one of those that
-`find_tail` knows, and its Resize provably gives the image's own size, or a fixed multiple of the
-scores'.
+`find_tail` knows, and what enlarges provably gives the image's own size, or a fixed multiple of the
+scores', of which the image's size may be cut out.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 
+from fcn_deploy.crop import Crop, find_crop
+from fcn_deploy.head.geometry import Upsampled
 from fcn_deploy.onnx_scan import GraphTensor, Node, OnnxGraph
 from fcn_deploy.sizes import AxisOf, Size, SizeTracer
 from fcn_deploy.tail import Tail
 from fcn_deploy.tensors import Array
+from fcn_deploy.transposed import find_bilinear_transposed
 
 __all__ = ["Coordinates", "PeeledTail", "peel_tail"]
 
@@ -31,15 +34,39 @@ class PeeledTail:
     Attributes:
         scores: the tensor to stop at, float [N, C, h, w].
         coordinates: of the upsampling that was peeled.
-        factors: (height, width) of the labels over those of the scores; None where the labels
-            have the image's size.
+        factors: (height, width), labels from one score to the next; None where the labels have
+            the image's size.
         threshold: of a single class's score, above which a pixel is of the class.
+        lead: (height, width), with factors, as of `Upsampled`.
+        surplus: (height, width), with factors, labels that there are more than factor times the
+            scores, before the image's size is cut out; less than 0 where there are fewer.
     """
 
     scores: str
     coordinates: Coordinates
     factors: tuple[int, int] | None
     threshold: float
+    lead: tuple[float, float] = (0.0, 0.0)
+    surplus: tuple[int, int] = (0, 0)
+
+    def upsampled(
+        self, samples: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[Upsampled, Upsampled]:
+        """Say what was peeled of scores [N, C, *samples], for an image of (height, width) px."""
+        both = []
+        for axis, count in enumerate(samples):
+            corners = self.coordinates == "align_corners"
+            if self.factors is None:
+                outputs = size[axis]
+                single = self.coordinates == "pytorch_half_pixel" and outputs == 1
+                # a single pixel is the first sample
+                both.append(Upsampled(1 if single else count, outputs, corners))
+            else:
+                factor = self.factors[axis]
+                outputs = max(count * factor + self.surplus[axis], 0)
+                fixed = None if corners else factor
+                both.append(Upsampled(count, outputs, corners, fixed, self.lead[axis]))
+        return both[0], both[1]
 
 
 def peel_tail(graph: OnnxGraph, tail: Tail | None) -> PeeledTail | str:
@@ -53,12 +80,12 @@ def peel_tail(graph: OnnxGraph, tail: Tail | None) -> PeeledTail | str:
     """
     if tail is None or tail.labels is None:
         return "the graph does not end in class ids made of scores"
-    resize = graph.producer(tail.scores)
+    resize = graph.producer(tail.crops[0].inputs[0] if tail.crops else tail.scores)
     if tail.low_scores is None or resize is None:
         return "nothing is upsampled before the labels"
     if (tail.class_axis, tail.low_class_axis) != (1, 1):
         return "the classes are not the second axis"
-    if tail.coordinates not in get_args(Coordinates):
+    if tail.coordinates not in (*get_args(Coordinates), "transposed"):
         return f"its upsampling has the coordinates {tail.coordinates}"
     image = _image(graph)
     if image is None:
@@ -67,11 +94,45 @@ def peel_tail(graph: OnnxGraph, tail: Tail | None) -> PeeledTail | str:
     obstacle = _obstacle(tail, tracer.dims(tail.low_scores))
     if obstacle is not None:
         return obstacle
-    factors = _whole_factors(graph, resize)
-    if factors is None and not _gives_image_size(tracer, image, resize):
-        return "its upsampling is not known to give the image's size"
+    size = _image_size(tracer, image)
+    crop = Crop()
+    if tail.crops:
+        found = size and find_crop(graph, tail.crops, image_size=size, tracer=tracer)
+        if not found:
+            return "its upsampling is cropped to a size that is not known to be the image's"
+        crop = found
+    threshold = _score_threshold(tail)
+    if tail.coordinates == "transposed":
+        return _peel_transposed(graph, tail.low_scores, resize, crop, threshold)
     coordinates = cast(Coordinates, tail.coordinates)
-    return PeeledTail(tail.low_scores, coordinates, factors, _score_threshold(tail))
+    factors = _whole_factors(graph, resize)
+    if factors is None and not (size and _gives_image_size(tracer, image, size, resize)):
+        return "its upsampling is not known to give the image's size"
+    if crop.lead != (0, 0) and (factors is None or coordinates == "align_corners"):
+        return "its upsampling is cropped before the first pixel"
+    above, left = crop.lead
+    return PeeledTail(
+        tail.low_scores, coordinates, factors, threshold, (above, left), (-above, -left)
+    )
+
+
+def _peel_transposed(
+    graph: OnnxGraph, low_scores: str, node: Node, crop: Crop, threshold: float
+) -> PeeledTail | str:
+    """Peel a bilinear transposed convolution: at the border its scores fade, all alike."""
+    found = find_bilinear_transposed(graph, node)
+    if found is None:
+        return "its transposed convolution is not bilinear"
+    if threshold != 0:
+        return "its scores fade at the border, below a threshold that is not 0"
+    return PeeledTail(
+        scores=low_scores,
+        coordinates="half_pixel",
+        factors=(found.factor, found.factor),
+        threshold=threshold,
+        lead=(found.lead[0] + crop.lead[0], found.lead[1] + crop.lead[1]),
+        surplus=(found.surplus[0] - crop.lead[0], found.surplus[1] - crop.lead[1]),
+    )
 
 
 def _obstacle(tail: Tail, low_dims: tuple[Size, ...] | None) -> str | None:
@@ -138,7 +199,17 @@ def _of_height_and_width(resize: Node, values: Array) -> Array | None:
     return values[-2:] if len(values) == len(cast("tuple[int, ...]", axes)) else None
 
 
-def _gives_image_size(tracer: SizeTracer, image: GraphTensor, resize: Node) -> bool:
+def _image_size(tracer: SizeTracer, image: GraphTensor) -> tuple[Size, Size] | None:
+    dims = tracer.dims(image.name)
+    if dims is None:
+        return None
+    first = 2 if dims[1] in (1, 3) else 1
+    return dims[first], dims[first + 1]
+
+
+def _gives_image_size(
+    tracer: SizeTracer, image: GraphTensor, size: tuple[Size, Size], resize: Node
+) -> bool:
     if len(resize.inputs) < 4 or not resize.inputs[3]:
         return False
     sizes = tracer.numbers(resize.inputs[3])
@@ -146,8 +217,7 @@ def _gives_image_size(tracer: SizeTracer, image: GraphTensor, resize: Node) -> b
     if sizes is None or sizes.ndim != 1 or dims is None or low_dims is None:
         return False
     found = _of_height_and_width(resize, sizes)
-    first = 2 if dims[1] in (1, 3) else 1
-    if found is None or tuple(found) != dims[first : first + 2]:
+    if found is None or tuple(found) != size:
         return False
     if len(sizes) == 2:
         return True

@@ -16,6 +16,8 @@ from fcn_deploy.backends.execution_providers import ProviderList
 from fcn_deploy.draw import voc_palette
 from fcn_deploy.errors import ArtifactError, ExecutionError, NonFiniteOutputError, ShapeError
 from fcn_deploy.head import upsample_argmax
+from fcn_deploy.head.geometry import Upsampled, interpolate
+from fcn_deploy.head.part import AxisPart, upsample_argmax_part
 from fcn_deploy.loading import OpenedModel, open_model
 from fcn_deploy.manifest import ClassInfo, Manifest
 from fcn_deploy.preprocess import check_frame, pad_frame
@@ -310,6 +312,24 @@ class Segmenter(ContextManaged):
         outputs = self.execute(self.prepare(frames), scores=scores)
         return self.finish(outputs, frames, scores=scores)
 
+    def scores_at_pixels(self, scores: Array, size: tuple[int, int]) -> Array:
+        """Enlarge a result's scores as its labels were made of them.
+
+        Args:
+            scores: float32 [C, h, w], as in `Segmentation.scores`.
+            size: (height, width) of the frame in px.
+
+        Returns:
+            float32 [C, height, width], owned by the caller.
+        """
+        peeled = self._model.output_format.peeled
+        padded = size if self.shapes is None else self.shapes.padded_size(*size)
+        samples = scores.shape[1], scores.shape[2]
+        axes = Upsampled(samples[0], padded[0]), Upsampled(samples[1], padded[1])
+        if peeled is not None:
+            axes = peeled.upsampled(samples, padded)
+        return interpolate(scores, *axes)[:, : size[0], : size[1]].copy()
+
     def _parts(self, frames: list[Array]) -> Iterator[list[Array]]:
         step = self._model.input_format.batch_size or self.tiling.batch_size(
             frames[0].shape[:2], most=_MAX_BATCH
@@ -333,35 +353,29 @@ class Segmenter(ContextManaged):
             if self.shapes is not None:  # an artifact's scores are of the padded frame's size
                 scores = scores[:, :, : size[0], : size[1]]
             return upsample_argmax(scores, size, threshold=form.threshold)
-        if form.peeled.factors is not None:
-            padded = (
-                scores.shape[2] * form.peeled.factors[0],
-                scores.shape[3] * form.peeled.factors[1],
-            )
-        if form.peeled.coordinates == "pytorch_half_pixel":  # a single pixel is the first sample
-            scores = scores[:, :, : 1 if padded[0] == 1 else None, : 1 if padded[1] == 1 else None]
-        labels = upsample_argmax(
-            scores,
-            padded,
-            align_corners=form.peeled.coordinates == "align_corners",
-            threshold=form.threshold,
-        )
-        return self._crop_labels(labels, size)
+        rows, columns = form.peeled.upsampled((scores.shape[2], scores.shape[3]), padded)
+        if min(rows.size - size[0], columns.size - size[1]) < 0:
+            raise self._labels_misfit([len(scores), rows.size, columns.size], size)
+        parts = (AxisPart(rows, 0, size[0]), AxisPart(columns, 0, size[1]))
+        return upsample_argmax_part(scores, *parts, threshold=form.threshold)
 
     def _crop_labels(self, labels: Array, size: tuple[int, int]) -> Array:
         """Cut labels [N, H, W] to the frame's size, as uint8, or uint16 above 256 classes."""
         if labels.ndim == 4 and labels.shape[1] == 1:
             labels = labels[:, 0]  # some exporters keep the axis of the classes
         if labels.ndim != 3 or labels.shape[1] < size[0] or labels.shape[2] < size[1]:
-            raise ExecutionError(
-                f"'{self.path.name}' gave labels {list(labels.shape)} for frames of {list(size)}."
-            )
+            raise self._labels_misfit(labels.shape, size)
         if labels.dtype not in (np.uint8, np.uint16):
             many = len(self.classes) > 256 or int(labels.max()) > 255
             labels = labels.astype(np.uint16 if many else np.uint8)
         if labels.shape[1:] == size:
             return labels
         return np.ascontiguousarray(labels[:, : size[0], : size[1]])
+
+    def _labels_misfit(self, shape: Sequence[int], size: tuple[int, int]) -> ExecutionError:
+        return ExecutionError(
+            f"'{self.path.name}' gave labels {list(shape)} for frames of {list(size)}."
+        )
 
     def _context_with_scores(self) -> ExecutionContext:
         model, form = self._model, self._model.output_format

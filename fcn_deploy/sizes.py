@@ -180,7 +180,7 @@ class SizeTracer:
     def _cut(self, node: Node, dims: tuple[Size, ...]) -> tuple[Size, ...] | None:
         slices = self._slices(node, len(dims))
         if slices is None:
-            return None
+            return self._cut_somewhere(node, dims)
         return tuple(
             size
             if slices[axis] == slice(None)
@@ -189,6 +189,15 @@ class SizeTracer:
             else None
             for axis, size in enumerate(dims)
         )
+
+    def _cut_somewhere(self, node: Node, dims: tuple[Size, ...]) -> tuple[Size, ...] | None:
+        """Give the sizes of the axes that a Slice of unknown bounds leaves as they are."""
+        axes = self._graph.constant(node.inputs[3]) if len(node.inputs) > 3 else None
+        if axes is None or axes.dtype.kind != "i":
+            return None
+        cut = {int(axis) % len(dims) for axis in axes.reshape(-1)}
+        name = node.outputs[0]
+        return tuple(AxisOf(name, i) if i in cut else size for i, size in enumerate(dims))
 
     def _find_numbers(self, name: str) -> Array | None:
         constant = self._graph.constant(name)

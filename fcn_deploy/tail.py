@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fcn_deploy.onnx_scan import Node, OnnxGraph
+from fcn_deploy.transposed import find_bilinear_transposed
 
 __all__ = ["Tail", "find_tail"]
 
@@ -31,22 +32,24 @@ class Tail:
 
         low_scores ─ Resize ─ scores ─ Softmax or Sigmoid ─ ArgMax or Greater ─ Cast ─ output
 
+    In place of Resize there may be a transposed convolution that is bilinear; Slices may follow.
+
     Attributes:
         output: the graph's output from which this was found.
         scores: class scores at the output's size: what the activation, ArgMax or Greater takes,
             or the output itself.
         class_axis: of `scores`: 1 for NCHW, 3 for NHWC.
-        low_scores: the scores that the last Resize enlarges bilinearly into `scores`; None where
-            nothing is enlarged.
+        low_scores: the scores that are enlarged bilinearly into `scores`; None where nothing is.
         low_class_axis: of `low_scores`; as `class_axis` unless axes are swapped between.
         coordinates: the Resize's coordinate transformation, such as ``"half_pixel"`` or
-            ``"align_corners"``; None without Resize.
+            ``"align_corners"``; ``"transposed"`` of a convolution; None where nothing is enlarged.
         activation: what is applied to `scores` at full size; None where nothing is.
         probabilities: `scores` are activated already, before they are enlarged.
         labels: how the output's class ids are made; None where the output is scores.
         threshold: that Greater compares with, after `activation`; None without it.
         tie: the class id that a pixel gets where two scores are equally good, or a score is the
             threshold.
+        crops: the Slices between what enlarges and `scores`, in the order in which they run.
     """
 
     output: str
@@ -60,6 +63,7 @@ class Tail:
     labels: Literal["argmax", "threshold"] | None
     threshold: float | None
     tie: Literal["lower", "higher"]
+    crops: tuple[Node, ...] = field(default=(), compare=False)
 
 
 @dataclass(slots=True)
@@ -114,9 +118,10 @@ def find_tail(graph: OnnxGraph, *, output: str | None = None) -> Tail | None:
     if not walk.is_upright or not _is_rank(graph, walk.tensor, 4):
         return None
     scores, class_axis = walk.tensor, walk.axis
-    resize = graph.producer(scores)
-    if resize is None or not _is_bilinear(resize):
-        resize = None
+    crops = _walk_crops(graph, walk)
+    resize = graph.producer(walk.tensor)
+    if resize is None or not _is_bilinear(graph, resize):
+        resize, crops, walk.tensor = None, (), scores
     else:
         walk.tensor = resize.inputs[0]
     low_scores, low_axis = (None, class_axis) if resize is None else (walk.tensor, walk.axis)
@@ -132,6 +137,7 @@ def find_tail(graph: OnnxGraph, *, output: str | None = None) -> Tail | None:
         labels=labels,
         threshold=threshold,
         tie=tie,
+        crops=crops,
     )
 
 
@@ -194,6 +200,17 @@ def _walk_scores(
     return activation
 
 
+def _walk_crops(graph: OnnxGraph, walk: _Walk) -> tuple[Node, ...]:
+    """Go back over Slices that have their bounds as inputs, as from opset 10 on."""
+    crops: list[Node] = []
+    while (node := graph.producer(walk.tensor)) is not None:
+        if node.op_type != "Slice" or len(node.inputs) < 3:
+            break
+        crops.append(node)
+        walk.tensor = node.inputs[0]
+    return tuple(reversed(crops))
+
+
 def _takes_first(graph: OnnxGraph, node: Node) -> bool:
     """Say whether it is `x[:, 0]`, which does for a single class what Squeeze does."""
     if node.op_type != "Gather" or node.attributes.get("axis", 0) != 1:
@@ -212,7 +229,9 @@ def _is_over_classes(graph: OnnxGraph, node: Node, class_axis: int) -> bool:
     return by_axis or class_axis == 3  # the last axis is all there are from there on
 
 
-def _is_bilinear(node: Node) -> bool:
+def _is_bilinear(graph: OnnxGraph, node: Node) -> bool:
+    if node.op_type == "ConvTranspose":
+        return find_bilinear_transposed(graph, node) is not None
     attributes = node.attributes
     return (
         node.op_type == "Resize"
@@ -225,6 +244,8 @@ def _is_bilinear(node: Node) -> bool:
 
 
 def _coordinates(node: Node) -> str:
+    if node.op_type == "ConvTranspose":
+        return "transposed"
     default = "half_pixel" if len(node.inputs) > 2 else "asymmetric"  # opset 10 has two inputs
     return str(node.attributes.get("coordinate_transformation_mode", default))
 

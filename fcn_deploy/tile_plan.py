@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fcn_deploy.head.geometry import make_axis
+from fcn_deploy.head.geometry import Upsampled
 from fcn_deploy.receptive_field import Span
 from fcn_deploy.tensors import Array
 
 __all__ = [
     "Cut",
     "LabelAxis",
-    "Upsampled",
     "least_tile_px",
     "plan_axis",
     "tile_sides",
@@ -45,21 +44,6 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Upsampled:
-    """One axis of the bilinear upsampling that follows the network.
-
-    Attributes:
-        samples: of the whole image.
-        size: labels of the whole image.
-        align_corners: as for `upsample_argmax`.
-    """
-
-    samples: int
-    size: int
-    align_corners: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class LabelAxis:
     """How labels follow from the network's samples, along one axis.
 
@@ -81,8 +65,7 @@ class LabelAxis:
     @classmethod
     def of_scores(cls, resize: Upsampled) -> LabelAxis:
         """Make the axis of a network whose scores are upsampled."""
-        axis = make_axis(resize.samples, resize.size, align_corners=resize.align_corners)
-        return cls(resize.samples, axis.cells, 1)
+        return cls(resize.samples, resize.axis().cells, 1)
 
     def until(self, size: int) -> LabelAxis:
         """Leave out the labels behind so many: those of padding."""

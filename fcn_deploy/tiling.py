@@ -13,14 +13,16 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from fcn_deploy.errors import FrameTooLargeError
+from fcn_deploy.errors import ExecutionError, FrameTooLargeError
+from fcn_deploy.head.geometry import Upsampled
 from fcn_deploy.loading import OpenedModel
+from fcn_deploy.manifest import SeenByNetwork
 from fcn_deploy.mosaic import NetworkRun, ScoreGrid, TilePlan, segment_tiles
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.receptive_field import ReceptiveField, Span, find_receptive_field
 from fcn_deploy.segmentation import Segmentation
 from fcn_deploy.tensors import Array
-from fcn_deploy.tile_plan import LabelAxis, Upsampled, least_tile_px, plan_axis, tile_sides
+from fcn_deploy.tile_plan import LabelAxis, least_tile_px, plan_axis, tile_sides
 
 __all__ = ["Tiling"]
 
@@ -75,7 +77,11 @@ class Tiling:
         """Why tiles are exact or not, and of which sizes."""
         field = self.field
         if isinstance(field, str):
-            return f"its receptive field is unknown: {field}"
+            noted = self._noted
+            if noted is None:
+                return f"its receptive field is unknown: {field}"
+            far = max(max(noted.before), max(noted.behind))
+            return f"{field}; a label depends on {far} px around it, as the manifest says"
         if field.broken_by:
             more = len(field.broken_by) - 1
             return f"{field.broken_by[0]}{f', and {more} more do' if more else ''}"
@@ -191,6 +197,14 @@ class Tiling:
         """Give what a sample sees, and what tiles begin at multiples of."""
         field = self._usable_field()
         multiple = self._shapes.multiple_of if self._shapes is not None else 1
+        noted = self._noted
+        if field is None and noted is not None:
+            rows, columns = (
+                Span(axis, Fraction(1), Fraction(-noted.before[axis]), Fraction(noted.behind[axis]))
+                for axis in (0, 1)
+            )
+            above, left = (math.lcm(multiple, step) for step in noted.alignment)
+            return (rows, columns), (above, left)
         if field is None:
             far, one = Fraction(_USUAL_HALO), Fraction(1)
             step = math.lcm(multiple, _USUAL_STEP)
@@ -205,21 +219,18 @@ class Tiling:
         form, field = self._model.output_format, self._usable_field()
         if form.kind == "labels" or field is None:
             return None
-        both = []
-        for axis, samples in enumerate(field.samples_at(padded)):
-            outputs, corners = padded[axis], False
-            if form.peeled is None:
-                outputs = size[axis]
-                if self._shapes is not None:  # an artifact's scores are of the padded frame's size
-                    samples = min(samples, outputs)
-            else:
-                corners = form.peeled.coordinates == "align_corners"
-                if form.peeled.factors is not None:
-                    outputs = samples * form.peeled.factors[axis]
-                if form.peeled.coordinates == "pytorch_half_pixel" and outputs == 1:
-                    samples = 1
-            both.append(Upsampled(samples, outputs, corners))
-        return both[0], both[1]
+        samples = field.samples_at(padded)
+        if form.peeled is None:
+            if self._shapes is not None:  # an artifact's scores are of the padded frame's size
+                samples = min(samples[0], size[0]), min(samples[1], size[1])
+            return Upsampled(samples[0], size[0]), Upsampled(samples[1], size[1])
+        both = form.peeled.upsampled(samples, padded)
+        if both[0].size < size[0] or both[1].size < size[1]:
+            raise ExecutionError(
+                f"'{self._model.file.path.name}' gives labels {both[0].size}x{both[1].size} for "
+                f"frames of {size[0]}x{size[1]}."
+            )
+        return both
 
     def _score_grid(self, padded: tuple[int, int]) -> ScoreGrid:
         form = self._model.output_format
@@ -252,6 +263,12 @@ class Tiling:
         ):
             return None
         return field
+
+    @property
+    def _noted(self) -> SeenByNetwork | None:
+        """What the manifest says of the network: all that there is of a plan."""
+        manifest = self._model.file.manifest
+        return None if manifest is None else manifest.receptive_field
 
     def _bytes_per_px(self) -> int:
         field = self.field

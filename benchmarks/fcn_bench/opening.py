@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
-
 from fcn_bench.network import Network
 from fcn_deploy.backends import plan_backend_names
 from fcn_deploy.backends.base import RunTimes
@@ -49,25 +47,13 @@ class SegmenterNetwork:
         self._segmenter.close()
 
     def _scores(self, frame_bgr: Array) -> Array | None:
-        import cv2
-
         try:
             found = self._segmenter(frame_bgr, scores=True).scores
         except ArtifactError:  # the graph ends in labels and its scores cannot be told
             return None
         if found is None:
             return None
-        height, width = frame_bgr.shape[:2]
-        shapes = self._segmenter.shapes
-        size = (height, width) if shapes is None else shapes.padded_size(height, width)
-        planes = [
-            plane
-            if plane.shape == size
-            # half-pixel centres, as torch's interpolate(align_corners=False) when it enlarges
-            else cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR)
-            for plane in np.ascontiguousarray(found, np.float32)
-        ]
-        return np.stack(planes)[:, :height, :width]
+        return self._segmenter.scores_at_pixels(found, (frame_bgr.shape[0], frame_bgr.shape[1]))
 
 
 class PlanNetwork(SegmenterNetwork):

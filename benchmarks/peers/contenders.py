@@ -13,7 +13,7 @@ from fcn_deploy.machine import describe_machine
 from peers.libraries import LIBRARIES
 from peers.subject import Subject
 
-__all__ = ["Contender", "contenders", "has_bf16"]
+__all__ = ["Contender", "contenders", "has_bf16", "our_row", "torch_rows"]
 
 OURS = "fcn-deploy"
 
@@ -56,6 +56,29 @@ def has_bf16() -> bool:
     return any(feature.name == "BF16" and bool(feature.present) for feature in features)
 
 
+def torch_rows(subject: Subject, *, threads: int) -> list[Contender]:
+    """List PyTorch's ways on this machine, eager first; bf16 only where the CPU has it."""
+    ways = [("eager", "fp32"), ("channels_last", "fp32")]
+    if has_bf16():
+        ways.append(("bf16-autocast", "bf16"))
+    return [_torch_row(subject, mode, precision, threads=threads) for mode, precision in ways]
+
+
+def our_row(subject: Subject, backend: str, precision: str, *, threads: int) -> Contender:
+    """Describe the row of the subject's artifact on a backend."""
+    described = {
+        "kind": "segmenter",
+        "path": str(subject.artifact),
+        "backend": backend,
+        "precision": precision,
+        "threads": threads,
+        "mean": None,
+        "std": None,
+        "color": None,
+    }
+    return Contender(OURS, f"on {backend}", precision, described)
+
+
 def contenders(
     subject: Subject, graph: Path, *, threads: int, brief: bool = False
 ) -> list[Contender]:
@@ -67,47 +90,34 @@ def contenders(
     """
     precisions = ["fp32", "bf16"] if has_bf16() else ["fp32"]
 
-    def torch_row(mode: str, precision: str) -> Contender:
-        described = {
-            "kind": "torch",
-            "path": str(subject.checkpoint),
-            "arch": subject.arch,
-            "arch_args": {},
-            "output_key": None,
-            "trust_code": False,
-            "mode": mode,
-            "threads": threads,
-            "multiple_of": 1,
-            "preprocess": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "color": "rgb"},
-        }
-        return Contender("PyTorch", mode, precision, described)
-
     def library_row(library: str, precision: str) -> Contender:
         described = {"kind": "library", "graph": str(graph), "threads": threads}
         return Contender(library, "full graph", precision, described)
 
-    def our_row(backend: str, precision: str) -> Contender:
-        described = {
-            "kind": "segmenter",
-            "path": str(subject.artifact),
-            "backend": backend,
-            "precision": precision,
-            "threads": threads,
-            "mean": None,
-            "std": None,
-            "color": None,
-        }
-        return Contender(OURS, f"on {backend}", precision, described)
-
-    ladder = [torch_row("eager", "fp32"), torch_row("channels_last", "fp32")]
-    if has_bf16():
-        ladder.append(torch_row("bf16-autocast", "bf16"))
+    ladder = torch_rows(subject, threads=threads)
     others = [
         library_row("ONNX Runtime", "fp32"),
         *(library_row("OpenVINO", precision) for precision in precisions),
         library_row("OpenCV dnn", "fp32"),
     ]
-    ours = [our_row("openvino", precision) for precision in precisions]
+    ours = [our_row(subject, "openvino", precision, threads=threads) for precision in precisions]
     if brief:
         return [ladder[0], *others[:-1], *ours]
-    return [*ladder, *others, our_row("onnxruntime", "fp32"), *ours]
+    portable = our_row(subject, "onnxruntime", "fp32", threads=threads)
+    return [*ladder, *others, portable, *ours]
+
+
+def _torch_row(subject: Subject, mode: str, precision: str, *, threads: int) -> Contender:
+    described = {
+        "kind": "torch",
+        "path": str(subject.checkpoint),
+        "arch": subject.arch,
+        "arch_args": {},
+        "output_key": None,
+        "trust_code": False,
+        "mode": mode,
+        "threads": threads,
+        "multiple_of": 1,
+        "preprocess": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "color": "rgb"},
+    }
+    return Contender("PyTorch", mode, precision, described)

@@ -65,8 +65,12 @@ def write_section(file: Path, name: str, text: str) -> None:
     partial.replace(file)
 
 
-def describe_run(*, threads: int) -> str:
-    """Describe the machine and the libraries, and what the machine lacks."""
+def describe_run(*, threads: int, rules: str | None = None) -> str:
+    """Describe the machine and the libraries, and what the machine lacks.
+
+    Args:
+        rules: how the rows came about; None means those of the peers.
+    """
     environment = describe_environment(threads=threads, streams=1)
     machine = describe_machine()
     versions = ", ".join(
@@ -82,7 +86,7 @@ def describe_run(*, threads: int) -> str:
         ("libraries", versions),
         ("threads of every row", threads),
     ]
-    return "\n".join([*table(("", ""), rows), "", _lacks(machine), _rules()])
+    return "\n".join([*table(("", ""), rows), "", _lacks(machine), rules or _rules()])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -16,7 +16,9 @@ from fcn_deploy.artifact import ArtifactWriter
 from fcn_deploy.backends import get_backend
 from fcn_deploy.choice import graph_precision
 from fcn_deploy.errors import BudgetError, ManifestError, ParityError
+from fcn_deploy.field_summary import summarize_field
 from fcn_deploy.manifest import ClassInfo, Manifest, Variant
+from fcn_deploy.onnx_scan import scan_onnx
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Precision
 from fcn_export.class_names import default_classes, read_classes
@@ -288,6 +290,7 @@ def _check_budget(report: ExportReport, request: ExportRequest) -> None:
 
 
 def _manifest(report: ExportReport, staged: Staged, making: Making) -> Manifest:
+    seen = summarize_field(scan_onnx(staged.file.data, folder=staged.file.path.parent))
     budget = {MAX_MIOU_DROP: f"{making.request.max_miou_drop:g}"} if making.has_labels else {}
     return Manifest(
         inputs=(staged.spec.input,),
@@ -308,6 +311,7 @@ def _manifest(report: ExportReport, staged: Staged, making: Making) -> Manifest:
             **budget,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
+        receptive_field=None if isinstance(seen, str) else seen,
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fcn_deploy.doctor import Diagnosis, ModelDiagnosis
     from fcn_deploy.libraries import LibraryStatus
     from fcn_deploy.machine import Machine
+    from fcn_deploy.manifest import SeenByNetwork
 
 __all__ = ["main"]
 
@@ -165,6 +166,8 @@ def _model_lines(model: ModelDiagnosis) -> Iterator[Line]:
         yield "good", f"  {'runs on':<24}{model.backend} in {model.precision}"
         yield "plain", f"  {'because':<24}{model.reason}"
         yield "plain", f"  {'class map':<24}{model.head}"
+    if model.receptive_field is not None:
+        yield "plain", f"  {'receptive field':<24}{_seen(model.receptive_field)}"
     if model.classes:
         yield "plain", f"  {'classes':<24}{len(model.classes)}: {_shortened(model.classes)}"
     for variant in model.variants:
@@ -183,6 +186,14 @@ def _model_lines(model: ModelDiagnosis) -> Iterator[Line]:
                     f"{'' if entry.miou is None else f', mean IoU {entry.miou:.4f}'}"
                 ),
             )
+
+
+def _seen(field: SeenByNetwork) -> str:
+    size, stride, offset = (
+        "x".join(f"{one:g}" for one in pair) for pair in (field.size, field.stride, field.offset)
+    )
+    whole = f"; {field.whole_image[0]}" if field.whole_image else ""
+    return f"{size} px a score, in steps of {stride} px, the first around pixel {offset}{whole}"
 
 
 def _shortened(names: Sequence[str], *, limit: int = 8) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fcn_deploy.errors import ShapeError
-from fcn_deploy.head.geometry import LANES, Axis, make_axis
+from fcn_deploy.head.geometry import LANES, Axis, Upsampled
 from fcn_deploy.head.upsample import _as_batch, _label, _label_dtype, _threads
 from fcn_deploy.tensors import Array
 
@@ -19,28 +19,24 @@ class AxisPart:
     """A stretch of one axis of a resize.
 
     Attributes:
-        samples: of the whole axis.
-        size: outputs of the whole axis.
+        whole: the axis that it is a stretch of.
         begin, end: the outputs wanted.
         first: index of the first sample at hand.
-        align_corners: as for `upsample_argmax`.
     """
 
-    samples: int
-    size: int
+    whole: Upsampled
     begin: int
     end: int
-    first: int
-    align_corners: bool = False
+    first: int = 0
 
     @property
     def last(self) -> int:
         """Index of the last sample that is needed."""
-        return min(int(self._whole().cells[self.end - 1]) + 1, self.samples - 1)
+        return min(int(self.whole.axis().cells[self.end - 1]) + 1, self.whole.samples - 1)
 
     def axis(self) -> Axis:
         """Give the stretch as an axis of its own, with the whole axis's weights."""
-        whole = self._whole()
+        whole = self.whole.axis()
         cells = whole.cells[self.begin : self.end] - self.first
         starts = np.append(np.flatnonzero(np.diff(cells, prepend=-1)), len(cells))
         behind = self.end + LANES
@@ -53,9 +49,6 @@ class AxisPart:
         for array in part:
             array.flags.writeable = False
         return part
-
-    def _whole(self) -> Axis:
-        return make_axis(self.samples, self.size, align_corners=self.align_corners)
 
 
 def upsample_argmax_part(

@@ -19,6 +19,8 @@ class ScanLimits:
         max_constant_elements: of a tensor that operators make from constants alone, which a
             library computes when it loads the model.
         max_value_elements: up to how many elements a constant's value is kept.
+        max_kernel_elements: the same of [channels, 1, k, k], as one kernel a channel has: the
+            bilinear one of an FCN-32s with 256 classes.
     """
 
     max_bytes: int = (1 << 31) - 1
@@ -27,3 +29,4 @@ class ScanLimits:
     max_depth: int = 16
     max_constant_elements: int = 16 << 20
     max_value_elements: int = 4096
+    max_kernel_elements: int = 1 << 20

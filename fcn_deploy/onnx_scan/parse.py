@@ -43,7 +43,7 @@ def parse_model(data: bytes | memoryview, *, name: str, limits: ScanLimits) -> O
             hint="Keep large weights as external data.",
         )
     reader = Reader(view, name=name, max_fields=limits.max_fields, max_depth=limits.max_depth)
-    return _ModelParser(reader, limits, PartsParser(reader, limits.max_value_elements)).model()
+    return _ModelParser(reader, limits, PartsParser(reader, limits)).model()
 
 
 @dataclass(slots=True)

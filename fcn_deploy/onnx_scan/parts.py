@@ -8,6 +8,7 @@ from typing import Any
 
 from fcn_deploy.errors import ArtifactError, UnsupportedOpError, UntrustedArtifactError
 from fcn_deploy.onnx_scan.graph import AttributeValue, GraphTensor, Node, StoredTensor
+from fcn_deploy.onnx_scan.limits import ScanLimits
 from fcn_deploy.onnx_scan.operators import REFUSED
 from fcn_deploy.onnx_scan.schema import (
     ATTRIBUTE,
@@ -34,11 +35,11 @@ class PartsParser:
 
     Attributes:
         reader: of the whole file.
-        max_value_elements: up to how many elements a constant's value is kept.
+        limits: say whose value is kept.
     """
 
     reader: Reader
-    max_value_elements: int
+    limits: ScanLimits
 
     def node(self, span: Span) -> Node:
         """Read a NodeProto."""
@@ -70,9 +71,7 @@ class PartsParser:
 
     def tensor(self, spans: list[Span], owner: str) -> StoredTensor:
         """Read a TensorProto that `owner` holds."""
-        return read_tensor(
-            self.reader, spans, owner=owner, max_value_elements=self.max_value_elements
-        )
+        return read_tensor(self.reader, spans, owner=owner, limits=self.limits)
 
     def value_info(self, span: Span) -> GraphTensor:
         """Read a ValueInfoProto."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from fcn_deploy.errors import ArtifactError, UntrustedArtifactError
 from fcn_deploy.onnx_scan.graph import ExternalData, StoredTensor
+from fcn_deploy.onnx_scan.limits import ScanLimits
 from fcn_deploy.onnx_scan.schema import ELEMENT_TYPES, ENTRY, TENSOR, ElementType
 from fcn_deploy.onnx_scan.wire import Reader, Span
 from fcn_deploy.tensors import Array
@@ -55,13 +56,13 @@ class _Parts:
 
 
 def read_tensor(
-    reader: Reader, spans: Sequence[Span], *, owner: str, max_value_elements: int
+    reader: Reader, spans: Sequence[Span], *, owner: str, limits: ScanLimits
 ) -> StoredTensor:
     """Read a constant.
 
     Args:
         owner: what holds it, for messages about a tensor without a name.
-        max_value_elements: up to how many elements the value is kept.
+        limits: say up to how many elements the value is kept.
 
     Raises:
         ArtifactError: shape, element type and stored bytes do not fit each other.
@@ -95,7 +96,10 @@ def read_tensor(
     else:
         _check_typed(reader, parts, label, kind, count, stored)
     value = None
-    if external is None and kind.native and count <= max_value_elements:
+    kept = limits.max_value_elements
+    if len(parts.dims) == 4 and parts.dims[1] == 1 and parts.dims[2] == parts.dims[3] > 1:
+        kept = limits.max_kernel_elements
+    if external is None and kind.native and count <= kept:
         value = _read_value(reader, parts, kind).reshape(parts.dims)
         value.setflags(write=False)
     return StoredTensor(parts.name, kind.name, tuple(parts.dims), nbytes, external, value)

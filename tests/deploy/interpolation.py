@@ -48,18 +48,34 @@ class Interpolated:
 
 
 def interpolate(
-    scores: Array, size: tuple[int, int], *, align_corners: bool = False
+    scores: Array,
+    size: tuple[int, int],
+    *,
+    align_corners: bool = False,
+    factors: tuple[int, int] | None = None,
+    lead: tuple[float, float] = (0.0, 0.0),
 ) -> Interpolated:
-    """Interpolate [C, h, w] to the pixels of `size`; float32 weights, float64 arithmetic."""
+    """Interpolate [C, h, w] to the pixels of `size`; float32 weights, float64 arithmetic.
+
+    Args:
+        factors: whole, with powers of two as weights; None where they follow from the sizes.
+        lead: (height, width), pixels that are left out before the first, with factors.
+    """
     exact = scores.astype(np.float64)
     largest = np.abs(exact).max(0, keepdims=True)
     for axis, outputs in ((1, size[0]), (2, size[1])):
         samples = scores.shape[axis]
-        geometry = make_axis(samples, outputs, align_corners=align_corners)
-        before = geometry.cells
+        if factors is None:
+            geometry = make_axis(samples, outputs, align_corners=align_corners)
+            before, far = geometry.cells, geometry.far[:outputs].astype(np.float64)
+        else:
+            place = (np.arange(outputs) + lead[axis - 1] + 0.5) / factors[axis - 1] - 0.5
+            place = place.clip(0, samples - 1)
+            before = place.astype(int)
+            far = place - before
         behind = np.minimum(before + 1, samples - 1)
         shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
-        far = geometry.far[:outputs].astype(np.float64).reshape(shape)
+        far = far.reshape(shape)
         exact = exact.take(before, axis) * (1 - far) + exact.take(behind, axis) * far
         largest = np.maximum(largest.take(before, axis), largest.take(behind, axis))
     return Interpolated(exact, _ROUNDINGS * (2.0**-24 * largest[0] + _SMALLEST))

@@ -163,6 +163,7 @@ def compare(
     sizes: Sequence[tuple[int, int]] = SIZES,
     align_corners: bool = False,
     factors: tuple[int, int] | None = None,
+    lead: tuple[float, float] = (0.0, 0.0),
     threshold: float = 0.0,
 ) -> Agreement:
     """Run a graph peeled and whole on frames of several sizes.
@@ -171,7 +172,7 @@ def compare(
     rounded by w / 2^24, weights and sums by a few units in the last place of the largest score.
 
     Args:
-        align_corners, factors, threshold: of the graph's tail, to compute the scores again.
+        align_corners, factors, lead, threshold: of the graph's tail, to compute the scores again.
     """
     pixels = ties = wrong = 0
     seen: set[int] = set()
@@ -187,13 +188,11 @@ def compare(
             assert result.scores is not None
             different = result.labels != expected
             low = result.scores
-            full = size
-            if factors is not None:
-                full = (low.shape[1] * factors[0], low.shape[2] * factors[1])
             if len(low) == 1:  # class 0 has the threshold as its score
                 low = np.concatenate([np.full_like(low, threshold), low])
-            scores = interpolate(low, full, align_corners=align_corners).scores
-            scores = scores[:, : size[0], : size[1]]
+            scores = interpolate(
+                low, size, align_corners=align_corners, factors=factors, lead=lead
+            ).scores
             gap = np.abs(_picked(scores, result.labels) - _picked(scores, expected))
             tolerance = 2.0**-22 * max(*low.shape, 8) * max(1, float(np.abs(low).max()))
             pixels += expected.size

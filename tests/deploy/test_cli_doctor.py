@@ -21,6 +21,7 @@ from fcn_deploy.manifest import (
     Fidelity,
     Manifest,
     Preprocess,
+    SeenByNetwork,
     Source,
     TensorInfo,
     Variant,
@@ -62,6 +63,7 @@ MANIFEST = Manifest(
     ),
     source=Source("model.pt", None, None),
     provenance={},
+    receptive_field=SeenByNetwork((1, 1), (0, 0), (1, 1), (0, 0), (0, 0), (1, 1), ("it blushes",)),
 )
 
 
@@ -139,6 +141,28 @@ def test_model_is_described_as_the_segmenter_would_open_it(
     assert model["classes"] == ["blue", "green", "red"]
     assert [variant["file"] for variant in model["variants"]] == ["model.onnx"]
     assert model["variants"][0]["fidelity"][0]["miou"] == 0.75
+
+
+def test_what_a_network_sees_is_the_manifests_account(
+    capsys: pytest.CaptureFixture[str], artifact: Path
+) -> None:
+    _, document = run_json(capsys, str(artifact))
+    main([str(artifact)])
+
+    assert document["model"]["receptive_field"]["stride"] == [1, 1]
+    report = capsys.readouterr().out
+    assert "1x1 px a score, in steps of 1x1 px, the first around pixel 0x0; it blushes" in report
+
+
+def test_a_bare_graph_is_asked_itself_what_it_sees(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(parser.parse_model(GRAPH).SerializeToString())
+
+    _, document = run_json(capsys, str(path))
+
+    assert document["model"]["receptive_field"]["size"] == [1, 1]
 
 
 def test_plan_is_listed_with_what_built_it_and_for_which_gpus(

@@ -17,6 +17,7 @@ from fcn_deploy.manifest import (
     FileEntry,
     Manifest,
     Preprocess,
+    SeenByNetwork,
     Source,
     TensorInfo,
     Variant,
@@ -71,6 +72,9 @@ def example_manifest() -> Manifest:
             FileEntry("model.onnx", 12, SHA),
             FileEntry("model.fp16.tensorrt.plan", 34, SHA),
         ),
+        receptive_field=SeenByNetwork(
+            (8, 8), (3.5, 3.5), (414, 414), (211, 211), (218, 218), (32, 32), ("Softmax is wide",)
+        ),
     )
 
 
@@ -95,9 +99,34 @@ def test_equal_manifests_are_equal_bytes() -> None:
 def test_the_keys_are_those_of_the_format() -> None:
     assert set(document()) == {
         "format_version", "files", "inputs", "outputs", "shapes", "preprocess", "classes",
-        "variants", "source", "provenance",
+        "variants", "source", "provenance", "receptive_field",
     }  # fmt: skip
     assert set(document()["shapes"]) == {"min", "opt", "max", "multiple_of"}
+
+
+@pytest.mark.parametrize("said", [{}, {"receptive_field": None}])
+def test_an_artifact_may_say_nothing_of_the_receptive_field(said: dict[str, None]) -> None:
+    earlier = document()
+    del earlier["receptive_field"]
+
+    assert Manifest.from_json(json.dumps({**earlier, **said}).encode()).receptive_field is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stride": [8]}, "expected height and width each"),
+        ({"alignment": [32, 0]}, "expected sizes above 0"),
+        ({"before": [-1, 0]}, "expected sizes above 0"),
+        ({"size": ["a", 1]}, "manifest.receptive_field.size.0 is str 'a'; expected int"),
+    ],
+)
+def test_a_malformed_receptive_field_is_refused(change: dict[str, Any], message: str) -> None:
+    broken = document()
+    broken["receptive_field"] |= change
+
+    with pytest.raises(ManifestError, match=message):
+        Manifest.from_json(json.dumps(broken).encode())
 
 
 def test_plans_of_an_earlier_release_say_nothing_of_their_origin() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import onnx
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from fcn_deploy.manifest import Preprocess
 from fcn_deploy.tensors import Precision
 from fcn_export.graph import trace
 from fcn_export.graph_spec import GraphSpec, default_preprocess
+from fcn_export.models import FCN, Backbone
+from fcn_export.models.fcn import Geometry, Variant
 from fcn_export.passes.fp16 import convert_to_fp16, fp16_remainder
 from fcn_export.quantize.image_report import ImageReport
 from fcn_export.quantize.int8 import Int8Builder, prepare
@@ -22,7 +25,7 @@ from fcn_export.quantize.table import CalibrationKey, CalibrationTable
 from fcn_export.quantize.thresholds import METHODS
 from tests.export.tiny_networks import seeded
 
-__all__ = ["FAMILIES", "in_precision", "traced"]
+__all__ = ["FAMILIES", "FCNS", "in_precision", "traced"]
 
 _CLASSES = 5
 _THRESHOLD = 4.0  # of every activation: only types matter here, not numbers
@@ -95,11 +98,24 @@ def _lraspp() -> nn.Module:
     return network
 
 
+def _fcn(variant: Variant, geometry: Geometry) -> nn.Module:
+    """Make a narrow network of the FCN family; its fc6 sees 2x2 cells."""
+    backbone = Backbone("vgg11", width=0.125, window=2, fc_width=16)
+    return FCN(backbone, variant, _CLASSES, geometry=geometry)
+
+
+# the others differ in how often they add and crop: `make plans` builds them all
+FCNS = {
+    "fcn8s_aligned": partial(_fcn, "8s", "aligned"),
+    "fcn32s_paper": partial(_fcn, "32s", "paper"),
+}
+
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], Preprocess]] = {
     "brain": (brain_tissue_fcn, Preprocess((0.5,), (0.25,), "gray")),
     "lraspp": (_lraspp, default_preprocess()),
     "fcn_resnet": (_NarrowFCNResNet, default_preprocess()),
     "transposed": (_TransposedFCN, default_preprocess()),
+    **{name: (make, default_preprocess()) for name, make in FCNS.items()},
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Precision
 from fcn_export.engine import BuildConfig, BuiltEngine, build_engine, image_profile
-from tests.export.engine_families import FAMILIES, in_precision, traced
+from tests.export.engine_families import FAMILIES, FCNS, in_precision, traced
 from tests.export.engine_graphs import IMAGE, write
 
 PROFILES = (
@@ -56,8 +56,11 @@ def test_plan_computes_in_what_was_asked_for(
         assert engine.plan[:4] == b"vtrt"
         assert len(engine.profiles) == 2
 
+    # the last enlargement, one layer, stays float32 in all of them, as a Resize does
+    last = {"float32"} if family in FCNS else set()
     assert shares[Precision.FP32] == {"float32": 1.0}
-    assert shares[Precision.FP16] == {"float16": 1.0}
-    # what is not quantised, a ConvTranspose or a classifier, computes in FP16 and never in FP32
-    assert set(shares[Precision.INT8]) <= {"int8", "float16"}
+    assert set(shares[Precision.FP16]) == {"float16"} | last
+    assert shares[Precision.FP16]["float16"] > 0.9
+    # what else is not quantised, a ConvTranspose or a classifier, computes in FP16
+    assert set(shares[Precision.INT8]) <= {"int8", "float16"} | last
     assert shares[Precision.INT8]["int8"] > 0.5

@@ -207,3 +207,6 @@ def test_a_checkpoint_exports_with_no_option(tmp_path: Path) -> None:
     assert manifest.preprocess == PREPROCESS
     assert manifest.classes == CLASSES
     assert manifest.shapes.multiple_of == 1
+    assert manifest.receptive_field is not None
+    assert manifest.receptive_field.stride == (8, 8)
+    assert manifest.receptive_field.offset == (3.5, 3.5)

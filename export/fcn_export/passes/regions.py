@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fcn_deploy.transposed import is_bilinear_kernel
 from fcn_export.graph_spec import SCORES
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _FRAME_OPS = frozenset((
 # between scores and labels, where no tensor is called `scores`
 _LABEL_OPS = frozenset((
     *("Cast", "Identity", "Squeeze", "Gather", "Slice", "ArgMax", "Greater", "GreaterOrEqual"),
-    *("Less", "Not", "Softmax", "LogSoftmax", "Sigmoid", "Resize"),
+    *("Less", "Not", "Softmax", "LogSoftmax", "Sigmoid"),
 ))  # fmt: skip
 
 
@@ -80,10 +81,33 @@ def _frame(graph: onnx.GraphProto, image: frozenset[int]) -> frozenset[int]:
 def _head(graph: onnx.GraphProto, image: frozenset[int]) -> frozenset[int]:
     producers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
     if SCORES in producers:
-        made = producers[SCORES]
-        last = {made} if graph.node[made].op_type == "Resize" else set()
+        last = _last_upsampling(graph, producers)
         return (_depending(graph, {SCORES}) | last) & image
     return frozenset(_walk_back(graph, producers)) & image
+
+
+def _last_upsampling(graph: onnx.GraphProto, producers: dict[str, int]) -> set[int]:
+    """Find what enlarges the scores, with the Slices that crop them; empty where nothing does."""
+    found: set[int] = set()
+    index = producers.get(SCORES)
+    while index is not None:
+        node = graph.node[index]
+        found.add(index)
+        if _enlarges(graph, node):
+            return found
+        index = producers.get(node.input[0]) if node.op_type == "Slice" else None
+    return set()
+
+
+def _enlarges(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
+    """Say whether a node is a Resize, or a transposed convolution that does the same."""
+    if node.op_type != "ConvTranspose":
+        return node.op_type == "Resize"
+    from onnx import numpy_helper
+
+    stored = (tensor for tensor in graph.initializer if tensor.name == node.input[1])
+    weights = next(stored, None)
+    return weights is not None and is_bilinear_kernel(numpy_helper.to_array(weights))
 
 
 def _walk_back(graph: onnx.GraphProto, producers: dict[str, int]) -> set[int]:
@@ -92,9 +116,13 @@ def _walk_back(graph: onnx.GraphProto, producers: dict[str, int]) -> set[int]:
     names = [value.name for value in graph.output]
     while names:
         index = producers.get(names.pop())
-        if index is None or index in found or graph.node[index].op_type not in _LABEL_OPS:
+        if index is None or index in found:
+            continue
+        node = graph.node[index]
+        enlarges = _enlarges(graph, node)
+        if not enlarges and node.op_type not in _LABEL_OPS:
             continue
         found.add(index)
-        if graph.node[index].op_type != "Resize":
-            names.append(graph.node[index].input[0])
+        if not enlarges:
+            names.append(node.input[0])
     return found

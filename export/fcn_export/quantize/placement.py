@@ -1,7 +1,8 @@
 """Which tensors get Q/DQ: TensorRT's canonical placement, which OpenVINO runs as int8 too.
 
 Inputs of convolutions, the shortcut of a residual Add, the inputs of a Concat that only quantised
-convolutions read; nothing after the last convolution, and nothing on outputs.
+convolutions read; nothing after the last convolution, and nothing on outputs. A transposed
+convolution that interpolates bilinearly counts as no convolution: it is left as a Resize is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fcn_deploy.transposed import is_bilinear_kernel
 from fcn_export.quantize.graph_view import GraphView, attributes
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def quantizable_nodes(graph: onnx.GraphProto) -> tuple[str, ...]:
     return tuple(
         node.name
         for node in graph.node
-        if node.op_type in _WEIGHT_AXES
+        if _is_convolution(view, node)
         and view.array(node.input[1]) is not None
         and node.input[0] not in view.constants
     )
@@ -71,7 +73,7 @@ def classifier_nodes(graph: onnx.GraphProto) -> tuple[str, ...]:
         node = view.producers.get(queue.pop())
         if node is None:
             continue
-        if node.op_type in _WEIGHT_AXES:
+        if _is_convolution(view, node):
             found.add(node.name)
             continue
         fresh = [name for name in _data_inputs(node) if name not in seen]
@@ -128,6 +130,13 @@ def place(graph: onnx.GraphProto, *, keep_float: Mapping[str, str] | None = None
         groups={name: groups.of(name) for name in edges},
         kept=kept,
     )
+
+
+def _is_convolution(view: GraphView, node: onnx.NodeProto) -> bool:
+    if node.op_type != "ConvTranspose":
+        return node.op_type in _WEIGHT_AXES
+    weights = view.array(node.input[1])
+    return weights is None or not is_bilinear_kernel(weights)
 
 
 class _Groups:
