@@ -54,19 +54,22 @@ def main() -> None:
         preprocess=PREPROCESS,
         crop=CROP_PX,
     )
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    state = arguments.output.with_suffix(".state")  # an interrupted training goes on from it
     network = larger_network(arguments.seed)
-    losses = fine_tune(
+    fine_tune(
         network,
         slices,
         steps=arguments.steps,
         batch=arguments.batch,
         seed=arguments.seed,
         recipe=Recipe(learning_rate=LEARNING_RATE),
+        state_file=state,
+        state_every=25,
     )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), arguments.output)
-    last = losses[-20:]
-    print(f"{arguments.output}: loss {sum(last) / len(last):.4f} over the last {len(last)} steps")
+    state.unlink()
+    print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":
