@@ -57,13 +57,13 @@ CLASSES = tuple(
 _TRAIN_DIGITS = 400  # of each 500
 _SIDES_PX = (24, 76)
 _TRIES = 12
-_INK, _BLUR = 0.5, 0.15  # shares of ink: above the first is digit, between them is neither
+_INK = 0.5  # share of ink above which a pixel is inked
 _CROP = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture, uint8 [H, W, 3] RGB, and its class ids, uint8 [H, W], 255 on digits' margins."""
+    """A picture, uint8 [H, W, 3] RGB, and its class ids, uint8 [H, W], 255 around digits."""
 
     image_rgb: NDArray[np.uint8]
     labels: NDArray[np.uint8]
@@ -106,22 +106,24 @@ def make_scene(split: Split, seed: int, *, size: tuple[int, int] = SCENE_SIZE) -
         top, left = (int(rng.integers(0, length - side + 1)) for length in size)
         part = np.s_[top : top + side, left : left + side]
         share = _drawn(rng, ink[index], side)
-        if (taken[part] & (share > _BLUR)).any():
+        if (taken[part] & (_hull(share) > 0)).any():
             continue
-        taken[part] |= cv2.dilate((share > _BLUR).astype(np.uint8), np.ones((5, 5))) > 0
+        taken[part] |= cv2.dilate(_hull(share), np.ones((5, 5))) > 0
         colour = _contrasting(rng, picture[part][share > _INK])
         picture[part] += share[..., None] * (colour - picture[part])
-        labels[part][share > _BLUR] = IGNORE_LABEL
-        labels[part][share > _INK] = digits[index] + 1
+        hull = _hull(share)
+        labels[part][(cv2.dilate(hull, np.ones((3, 3))) > 0) & (labels[part] == 0)] = IGNORE_LABEL
+        labels[part][hull > 0] = digits[index] + 1
     picture += rng.normal(0, 0.02, picture.shape)
     return Scene(np.rint(picture.clip(0, 1) * 255).astype(np.uint8), labels)
 
 
 class Scenes(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Training scenes, drawn as they are asked for; items as `fine_tune` takes them."""
+    """Training scenes, drawn when first asked for and kept; items as `fine_tune` takes them."""
 
     def __init__(self, count: int, *, seed: int) -> None:
         self._count, self._seed = count, seed
+        self._drawn: dict[int, Scene] = {}
 
     def __len__(self) -> int:
         """Return how many different scenes there are."""
@@ -129,7 +131,9 @@ class Scenes(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw a scene: float32 [3, H, W] and int64 [H, W]."""
-        scene = make_scene("train", self._seed * 1_000_000 + index)
+        scene = self._drawn.get(index)
+        if scene is None:
+            scene = self._drawn[index] = make_scene("train", self._seed * 1_000_000 + index)
         labels = torch.from_numpy(scene.labels.astype(np.int64))
         return normalised(scene.image_rgb, PREPROCESS), labels
 
@@ -168,6 +172,14 @@ def _drawn(rng: np.random.Generator, ink: NDArray[np.uint8], side: int) -> NDArr
     matrix[:, 2] += (scale - 1) / 2  # half-pixel centres
     warped = cv2.warpAffine(ink, matrix, (side, side), flags=cv2.INTER_LINEAR)
     return np.divide(warped, 255, dtype=np.float32)
+
+
+def _hull(share: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Fill the convex hull of a digit's ink with ones, [side, side]."""
+    points = cv2.findNonZero((share > _INK).astype(np.uint8))
+    hull = np.zeros(share.shape, np.uint8)
+    cv2.fillConvexPoly(hull, cv2.convexHull(points), 1)
+    return hull
 
 
 def _texture(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ __all__ = [
     "CHECKPOINT",
     "METRICS",
     "classifier_accuracy",
+    "draw",
     "four_metrics",
     "main",
     "predict_labels",
@@ -104,6 +106,16 @@ def side_by_side(columns: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.concatenate(joined[:-1], axis=1)
 
 
+def draw(networks: Sequence[nn.Module], file: Path, *, rows: int = 4) -> None:
+    """Draw test scenes, one a row, into a PNG: image, truth, and each network's labels."""
+    lines = []
+    for scene in _test_scenes(rows):
+        found = [predict_labels(network, scene) for network in networks]
+        lines.append(side_by_side([scene.image_rgb, scene.labels, *found]))
+        lines.append(np.full((4, lines[0].shape[1], 3), 255, np.uint8))
+    cv2.imwrite(str(file), np.concatenate(lines[:-1])[..., ::-1])
+
+
 def main() -> None:
     """Print the checkpoint's four metrics; draw scenes, truth and labels into a PNG."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -115,11 +127,7 @@ def main() -> None:
     print("".join(f"{name:>12}" for name in METRICS))
     print("".join(f"{100 * value:>12.1f}" for value in score_network(network)))
     if arguments.picture is not None:
-        rows = [
-            side_by_side([scene.image_rgb, scene.labels, predict_labels(network, scene)])
-            for scene in _test_scenes()[:4]
-        ]
-        cv2.imwrite(str(arguments.picture), np.concatenate(rows)[..., ::-1])
+        draw([network], arguments.picture)
 
 
 if __name__ == "__main__":
