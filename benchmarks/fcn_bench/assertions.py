@@ -50,7 +50,7 @@ _NEEDS: Final = {
     "miou_drop": "--eval and a PyTorch baseline",
 }
 _FORM = re.compile(
-    r"\s*(?:(?P<scope>compute|transfer|frame)\.)?(?P<metric>[a-z][a-z0-9_]*)\s*"
+    r"\s*(?:(?P<scope>compute|transfer|frame|stream)\.)?(?P<metric>[a-z][a-z0-9_]*)\s*"
     r"(?P<operator><=|>=|==|<|>)\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
 )
 

@@ -78,8 +78,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         type=_names,
         default=("latency", "throughput"),
-        help="latency,throughput (default: both)",
+        help="latency (one call at a time), throughput (saturated), stream (frames at a fixed "
+        "rate, each from its arrival to its written labels); default: latency,throughput",
     )
+    add("--rate", metavar="FPS", type=float, help="of a stream (default: the video's, or 30)")
     add = parser.add_argument_group("how long (default: until steady)").add_argument
     add("--rounds", metavar="N", type=_count, help="turns of each row")
     add("--min-duration", metavar="S", type=float, default=5.0, help="seconds a row (default: 5)")
@@ -165,6 +167,7 @@ def _options(args: argparse.Namespace) -> BenchmarkOptions:
             preprocess=_preprocess(args),
             labelled=None if args.eval is None else (args.eval[0], args.eval[1]),
             scenarios=args.scenario,
+            rate_fps=args.rate,
             plan=Plan(args.rounds, args.min_duration, args.warmup),
         )
     except ValueError as error:

@@ -29,6 +29,7 @@ _SCOPES = {
     "compute": "the network alone",
     "transfer": "the network, with the copies to the GPU and from it",
     "frame": "frame in, labels out",
+    "stream": "from a frame's arrival to its written labels",
 }
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 COLUMNS = (

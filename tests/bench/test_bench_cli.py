@@ -181,7 +181,9 @@ def test_bare_graph_runs_on_images_of_another_size(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--scenario", "stream"], "'stream' is not in this version"),
+        (["--rate", "25"], "a rate of 25 frames/s is of the scenario stream"),
+        (["--scenario", "stream", "--rate", "0"], "rate is 0 frames/s; it must be above 0"),
+        (["--scenario", "stream", "--batch", "1,2"], "the scenario stream needs batch 1"),
         (["--assert", "fast"], "cannot read the assertion 'fast'"),
         (["--compare", "gone.json"], "cannot read the report 'gone.json'"),
         (["--json", "-", "--csv", "-"], "only one of --json, --csv, --html and --markdown"),
@@ -218,6 +220,30 @@ def test_malformed_option_has_status_2(
         main(["model.fcn", *options])
 
     assert capsys.readouterr().err.startswith("fcn-bench: argument --")
+
+
+def test_frames_that_arrive_have_rows_of_both_sides(
+    tiny: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 50.0, (96, 64))
+    for _ in range(3):
+        writer.write(np.zeros((64, 96, 3), np.uint8))
+    writer.release()
+    options = ["--scenario", "stream", "--precision", "fp32", "--backend", "onnxruntime"]
+
+    status = main(["tiny.fcn", *FACTORY, *QUICK, *options, "--input", str(video), "--json", "-"])
+
+    document = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert document["environment"]["stream_rate_fps"] == 50.0
+    rows = {(row["backend"], row["mode"]): row for row in document["rows"]}
+    assert {("torch", "eager"), ("onnxruntime", "1 stream")} <= rows.keys()
+    assert {(row["scenario"], row["scope"]) for row in rows.values()} == {("stream", "stream")}
+    ours = rows["onnxruntime", "1 stream"]
+    assert ours["latency_ms"]["n"] == 2 * 2  # rounds of 0.05 s: two frames each
+    assert ours["speedup"]["against"] == "eager"
+    assert any("of 4 frames at 50 a second" in note for note in ours["notes"])
 
 
 def test_help_imports_no_heavy_library() -> None:

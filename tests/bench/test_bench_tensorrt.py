@@ -67,14 +67,16 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def test_plans_have_rows_like_any_backend(environment: dict[str, str], tmp_path: Path) -> None:
     path = write_artifact(tmp_path, {"tensorrt": (Precision.FP32, Precision.INT8)})
 
-    done = bench(path, environment, "--backend", "tensorrt", "--scenario", "latency,throughput")
+    done = bench(
+        path, environment, "--backend", "tensorrt", "--scenario", "latency,throughput,stream"
+    )
 
     assert done.returncode == 0, done.stderr
     found = {(row["backend"], row["precision"], row["scope"]) for row in rows_of(tmp_path)}
     assert found == {
         ("tensorrt", precision, scope)
         for precision in ("fp32", "int8")
-        for scope in ("compute", "transfer", "frame")
+        for scope in ("compute", "transfer", "frame", "stream")
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,22 @@ def test_reports_of_other_surroundings_are_refused(
 
     with pytest.raises(BenchmarkError, match=f"cannot be compared: {message}"):
         compare(report, old)
+
+
+def test_reports_of_other_rates_of_arrival_are_refused() -> None:
+    report = make_report(make_row(make_key(scenario="stream", scope="stream")))
+    slower, faster = (
+        replace(report, environment={**report.environment, "stream_rate_fps": rate})
+        for rate in (25.0, 30.0)
+    )
+
+    with pytest.raises(
+        BenchmarkError, match="arrived 25 times a second and now 30 times"
+    ) as caught:
+        compare(faster, slower.to_json())
+
+    assert caught.value.hint == "Give --rate 25."
+    assert compare(report, slower.to_json()).held  # a report without a stream has no rate
 
 
 def test_reports_of_other_sizes_have_no_row_in_common() -> None:
