@@ -175,9 +175,16 @@ def measured_rows(
             )
             work = _work(job, scope)
             series = next(series for track, series in parts if track.work == work)
-            if all(series.durations_ms(scope)):  # on a CPU nothing is transferred
+            if _has_scope(job, series, scope):
                 rows.append(_measured_row(job, key, series, scope, rate_fps))
     return rows
+
+
+def _has_scope(job: Job, series: Series, scope: Scope) -> bool:
+    """On a CPU nothing is transferred; calls that saturate a GPU copy: their rate is no compute."""
+    if scope == "compute" and job.streams > 1:
+        return not all(series.durations_ms("transfer"))
+    return all(series.durations_ms(scope))
 
 
 def _work(job: Job, scope: Scope) -> Work:
