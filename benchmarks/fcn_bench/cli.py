@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 
 __all__ = ["build_parser", "main"]
 
+_EPILOG = """\
+scopes: compute (the network alone), transfer (with the copies to a GPU and back), frame (frame in,
+labels out), stream (from a frame's arrival to its written labels)
+
+plans are timed by CUDA events, and beside trtexec --loadEngine=FILE --shapes=image:NxHxWx3
+  compute     is its "GPU Compute Time", which --noDataTransfers leaves alone
+  transfer    is its "Latency": copy in, compute and copy out
+  latency     is one call at a time, without CUDA graphs; trtexec enqueues one ahead, and where it
+              has --useCudaGraph and --useSpinWait its times may be shorter
+  throughput  is calls from several threads: --infStreams=N
+  --warmup N, --rounds N, --min-duration S stand for --warmUp (in ms), --iterations, --duration
+"""
+
 _log = logging.getLogger(__name__)
 
 
@@ -42,9 +55,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="fcn-bench",
         description=__doc__,
-        epilog="Scopes: 'frame' is from frame to labels, 'compute' the network alone. Plans are "
-        "timed by CUDA events: their 'compute' is trtexec's GPU Compute Time, their 'transfer' its "
-        "Latency, as of: trtexec --loadEngine=FILE --shapes=image:1xHxWx3 --useSpinWait",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_arguments(parser)
     return parser
