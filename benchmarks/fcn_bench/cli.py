@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,7 +105,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--html", metavar="FILE", help="one page with charts")
     add("--markdown", metavar="FILE", help="tables")
     add("--compare", metavar="OLD.json", type=Path, help="fail where a row became slower")
-    add("--max-regression", metavar="PCT", type=float, help="slower by this is allowed (10)")
+    add("--max-regression", metavar="PCT", type=_percent, help="slower by this is allowed (10)")
     add(
         "--assert",
         metavar="EXPR",
@@ -124,13 +125,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     # whatever can be refused is refused before minutes are spent on measuring
-    from fcn_bench.assertions import check_assertions, parse_assertion
+    from fcn_bench.assertions import check_assertions, check_measured, parse_assertion
     from fcn_bench.compare import compare, load_report
     from fcn_bench.run import BenchmarkInterrupted, benchmark
     from fcn_bench.tune import check_tunable, tune
 
     _check_outputs(args)
+    if args.max_regression is not None and args.compare is None:
+        raise BenchmarkError(
+            f"--max-regression {args.max_regression:g} has nothing to compare with.",
+            hint="Add --compare OLD.json.",
+        )
     assertions = [parse_assertion(text) for text in args.assertions]
+    check_measured(assertions, args.scenario, labelled=args.eval is not None)
     old = None if args.compare is None else load_report(args.compare)
     artifact = check_tunable(Path(args.target), args.scenario) if args.tune else None
     options = _options(args)
@@ -204,6 +211,10 @@ def _check_outputs(args: argparse.Namespace) -> None:
     for name in files:
         if name != "-" and not Path(name).parent.is_dir():
             raise BenchmarkError(f"there is no folder '{Path(name).parent}' for '{name}'.")
+        if name != "-" and Path(name).is_dir():
+            raise BenchmarkError(
+                f"'{name}' is a folder; a report is a file.", hint="Name a file in it."
+            )
 
 
 def _write(report: BenchmarkReport, args: argparse.Namespace) -> None:
@@ -250,7 +261,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _precisions(text: str) -> tuple[Precision, ...]:
     try:
-        return tuple(Precision(name) for name in _names(text))
+        return tuple(Precision(name) for name in _names(text) or [""])
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a comma list of {', '.join(Precision)}"
@@ -258,17 +269,27 @@ def _precisions(text: str) -> tuple[Precision, ...]:
 
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:
-    return tuple(parse_size(part) for part in _names(text))
+    return tuple(parse_size(part) for part in _names(text) or [""])
 
 
 def _batches(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in _names(text))
+    return tuple(_count(part) for part in _names(text) or [""])
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return int(text)
+
+
+def _percent(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage of 0 or more, such as 5")
+    return number
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -102,6 +102,10 @@ def load_report(path: Path) -> dict[str, Any]:
         )
     if not document.get("complete", True):
         raise BenchmarkError(f"'{path}' is of a run that was interrupted.")
+    if not isinstance(document.get("rows"), list) or not document["rows"]:
+        raise BenchmarkError(
+            f"'{path}' has no rows.", hint="fcn-bench TARGET --json FILE writes a report."
+        )
     return dict(document)
 
 

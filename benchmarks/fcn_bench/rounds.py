@@ -6,6 +6,7 @@ rows alike, and the rounds are the units that the interval of a speed-up is draw
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -77,8 +78,10 @@ class Plan:
     def __post_init__(self) -> None:
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(f"rounds is {self.rounds}; it must be 1 or more")
-        if not self.min_duration_seconds >= 0:
-            raise ValueError(f"min_duration is {self.min_duration_seconds}; it must be 0 or more")
+        if not 0 <= self.min_duration_seconds < math.inf:
+            raise ValueError(
+                f"min_duration is {self.min_duration_seconds}; it must be 0 or more seconds"
+            )
         if self.warmup_calls is not None and self.warmup_calls < 0:
             raise ValueError(f"warmup is {self.warmup_calls}; it must be 0 or more")
 

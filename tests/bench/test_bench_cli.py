@@ -181,6 +181,11 @@ def test_bare_graph_runs_on_images_of_another_size(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--csv", "images"], "'images' is a folder; a report is a file"),
+        (["--assert", "stream.p95_ms<=40"], "is of the scenario stream; scenarios are latency"),
+        (["--assert", "p95_ms<=40", "--scenario", "stream"], "Write stream.p95_ms"),
+        (["--assert", "miou>=0.5"], "ground truth, which was not given. It needs --eval"),
+        (["--max-regression", "5"], "--max-regression 5 has nothing to compare with"),
         (["--rate", "25"], "a rate of 25 frames/s is of the scenario stream"),
         (["--scenario", "stream", "--rate", "0"], "rate is 0 frames/s; it must be above 0"),
         (["--scenario", "stream", "--batch", "1,2"], "the scenario stream needs batch 1"),
@@ -197,6 +202,7 @@ def test_bare_graph_runs_on_images_of_another_size(
         (["--input", "gone"], "there is no input 'gone'"),
         (["--warmup", "-1"], "warmup is -1"),
         (["--min-duration", "-1"], "min_duration is -1.0"),
+        (["--min-duration", "inf"], "min_duration is inf"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line_with_status_2(
@@ -211,7 +217,16 @@ def test_what_cannot_be_done_is_said_in_one_line_with_status_2(
 
 
 @pytest.mark.parametrize(
-    "options", [["--rounds", "0"], ["--size", "512"], ["--batch", "x"], ["--color", "hsv"]]
+    "options",
+    [
+        ["--rounds", "0"],
+        ["--size", "512"],
+        ["--size", ""],
+        ["--precision", ","],
+        ["--batch", "x"],
+        ["--color", "hsv"],
+        ["--max-regression", "-5"],
+    ],
 )
 def test_malformed_option_has_status_2(
     options: list[str], capsys: pytest.CaptureFixture[str]

@@ -140,6 +140,7 @@ def test_report_is_read_back_from_its_file(tmp_path: Path) -> None:
         ("[1]", "schema version None; this release reads 1"),
         ('{"schema_version": 2}', "schema version 2; this release reads 1"),
         ('{"schema_version": 1, "complete": false}', "of a run that was interrupted"),
+        ('{"schema_version": 1, "rows": []}', "has no rows"),
     ],
 )
 def test_file_that_is_no_report_is_refused(tmp_path: Path, text: str, message: str) -> None:
