@@ -18,7 +18,13 @@ from typing import Final
 from fcn_bench.report import Row
 from fcn_deploy.errors import BenchmarkError
 
-__all__ = ["Assertion", "AssertionResult", "check_assertions", "parse_assertion"]
+__all__ = [
+    "Assertion",
+    "AssertionResult",
+    "check_assertions",
+    "check_measured",
+    "parse_assertion",
+]
 
 _LATENCY: Final = ("p50", "p90", "p95", "p99", "mean", "std", "min", "max")
 _METRICS: Final[dict[str, Callable[[Row], float | None]]] = {
@@ -50,7 +56,7 @@ _NEEDS: Final = {
     "miou_drop": "--eval and a PyTorch baseline",
 }
 _FORM = re.compile(
-    r"\s*(?:(?P<scope>compute|transfer|frame)\.)?(?P<metric>[a-z][a-z0-9_]*)\s*"
+    r"\s*(?:(?P<scope>compute|transfer|frame|stream)\.)?(?P<metric>[a-z][a-z0-9_]*)\s*"
     r"(?P<operator><=|>=|==|<|>)\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
 )
 
@@ -98,7 +104,8 @@ def parse_assertion(text: str) -> Assertion:
     if match is None:
         raise BenchmarkError(
             f"cannot read the assertion {text!r}; expected METRIC, one of "
-            f"{' '.join(_OPERATORS)}, and a number, such as p95_ms<=12."
+            f"{' '.join(_OPERATORS)}, and a number, such as p95_ms<=12, or with a scope (compute, "
+            "transfer, frame, stream) before it, such as compute.p95_ms<=12."
         )
     if match["metric"] not in _METRICS:
         raise BenchmarkError(
@@ -111,6 +118,35 @@ def parse_assertion(text: str) -> Assertion:
         match["operator"],
         float(match["number"]),
     )
+
+
+def check_measured(
+    assertions: Sequence[Assertion], scenarios: Sequence[str], *, labelled: bool
+) -> None:
+    """Refuse, before anything is measured, conditions on what will not be.
+
+    Raises:
+        BenchmarkError: a scope's scenario does not run, or there is no ground truth.
+    """
+    for assertion in assertions:
+        streams = assertion.scope == "stream"
+        if streams and "stream" not in scenarios:
+            raise BenchmarkError(
+                f"the assertion {assertion.text!r} is of the scenario stream; scenarios are "
+                f"{', '.join(scenarios)}.",
+                hint="Add stream to --scenario.",
+            )
+        if not streams and set(scenarios) == {"stream"}:
+            raise BenchmarkError(
+                f"the assertion {assertion.text!r} is of the scope {assertion.scope}, and the "
+                "scenario stream has rows of the scope stream alone.",
+                hint=f"Write stream.{assertion.metric}, or add latency to --scenario.",
+            )
+        if assertion.metric in ("miou", "miou_drop") and not labelled:
+            raise BenchmarkError(
+                f"the assertion {assertion.text!r} is about ground truth, which was not given.",
+                hint=f"It needs {_NEEDS[assertion.metric]}.",
+            )
 
 
 def check_assertions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,19 @@ if TYPE_CHECKING:
 
 __all__ = ["build_parser", "main"]
 
+_EPILOG = """\
+scopes: compute (the network alone), transfer (with the copies to a GPU and back), frame (frame in,
+labels out), stream (from a frame's arrival to its written labels)
+
+plans are timed by CUDA events, and beside trtexec --loadEngine=FILE --shapes=image:NxHxWx3
+  compute     is its "GPU Compute Time", which --noDataTransfers leaves alone
+  transfer    is its "Latency": copy in, compute and copy out
+  latency     is one call at a time, without CUDA graphs; trtexec enqueues one ahead, and where it
+              has --useCudaGraph and --useSpinWait its times may be shorter
+  throughput  is calls from several threads: --infStreams=N
+  --warmup N, --rounds N, --min-duration S stand for --warmUp (in ms), --iterations, --duration
+"""
+
 _log = logging.getLogger(__name__)
 
 
@@ -42,9 +56,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="fcn-bench",
         description=__doc__,
-        epilog="Scopes: 'frame' is from frame to labels, 'compute' the network alone. Plans are "
-        "timed by CUDA events: their 'compute' is trtexec's GPU Compute Time, their 'transfer' its "
-        "Latency, as of: trtexec --loadEngine=FILE --shapes=image:1xHxWx3 --useSpinWait",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_arguments(parser)
     return parser
@@ -78,8 +91,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         type=_names,
         default=("latency", "throughput"),
-        help="latency,throughput (default: both)",
+        help="latency (one call at a time), throughput (saturated), stream (frames at a fixed "
+        "rate, each from its arrival to its written labels); default: latency,throughput",
     )
+    add("--rate", metavar="FPS", type=float, help="of a stream (default: the video's, or 30)")
     add = parser.add_argument_group("how long (default: until steady)").add_argument
     add("--rounds", metavar="N", type=_count, help="turns of each row")
     add("--min-duration", metavar="S", type=float, default=5.0, help="seconds a row (default: 5)")
@@ -90,7 +105,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--html", metavar="FILE", help="one page with charts")
     add("--markdown", metavar="FILE", help="tables")
     add("--compare", metavar="OLD.json", type=Path, help="fail where a row became slower")
-    add("--max-regression", metavar="PCT", type=float, help="slower by this is allowed (10)")
+    add("--max-regression", metavar="PCT", type=_percent, help="slower by this is allowed (10)")
     add(
         "--assert",
         metavar="EXPR",
@@ -110,13 +125,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     # whatever can be refused is refused before minutes are spent on measuring
-    from fcn_bench.assertions import check_assertions, parse_assertion
+    from fcn_bench.assertions import check_assertions, check_measured, parse_assertion
     from fcn_bench.compare import compare, load_report
     from fcn_bench.run import BenchmarkInterrupted, benchmark
     from fcn_bench.tune import check_tunable, tune
 
     _check_outputs(args)
+    if args.max_regression is not None and args.compare is None:
+        raise BenchmarkError(
+            f"--max-regression {args.max_regression:g} has nothing to compare with.",
+            hint="Add --compare OLD.json.",
+        )
     assertions = [parse_assertion(text) for text in args.assertions]
+    check_measured(assertions, args.scenario, labelled=args.eval is not None)
     old = None if args.compare is None else load_report(args.compare)
     artifact = check_tunable(Path(args.target), args.scenario) if args.tune else None
     options = _options(args)
@@ -165,6 +186,7 @@ def _options(args: argparse.Namespace) -> BenchmarkOptions:
             preprocess=_preprocess(args),
             labelled=None if args.eval is None else (args.eval[0], args.eval[1]),
             scenarios=args.scenario,
+            rate_fps=args.rate,
             plan=Plan(args.rounds, args.min_duration, args.warmup),
         )
     except ValueError as error:
@@ -189,6 +211,10 @@ def _check_outputs(args: argparse.Namespace) -> None:
     for name in files:
         if name != "-" and not Path(name).parent.is_dir():
             raise BenchmarkError(f"there is no folder '{Path(name).parent}' for '{name}'.")
+        if name != "-" and Path(name).is_dir():
+            raise BenchmarkError(
+                f"'{name}' is a folder; a report is a file.", hint="Name a file in it."
+            )
 
 
 def _write(report: BenchmarkReport, args: argparse.Namespace) -> None:
@@ -235,7 +261,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _precisions(text: str) -> tuple[Precision, ...]:
     try:
-        return tuple(Precision(name) for name in _names(text))
+        return tuple(Precision(name) for name in _names(text) or [""])
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a comma list of {', '.join(Precision)}"
@@ -243,17 +269,27 @@ def _precisions(text: str) -> tuple[Precision, ...]:
 
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:
-    return tuple(parse_size(part) for part in _names(text))
+    return tuple(parse_size(part) for part in _names(text) or [""])
 
 
 def _batches(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in _names(text))
+    return tuple(_count(part) for part in _names(text) or [""])
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return int(text)
+
+
+def _percent(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage of 0 or more, such as 5")
+    return number
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -102,6 +102,10 @@ def load_report(path: Path) -> dict[str, Any]:
         )
     if not document.get("complete", True):
         raise BenchmarkError(f"'{path}' is of a run that was interrupted.")
+    if not isinstance(document.get("rows"), list) or not document["rows"]:
+        raise BenchmarkError(
+            f"'{path}' has no rows.", hint="fcn-bench TARGET --json FILE writes a report."
+        )
     return dict(document)
 
 
@@ -150,6 +154,13 @@ def compare(
 
 
 def _refuse_other_surroundings(new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
+    rates = [_entry(document, "environment", "stream_rate_fps") for document in (old, new)]
+    if None not in rates and rates[0] != rates[1]:
+        raise BenchmarkError(
+            f"the reports cannot be compared: frames arrived {rates[0]:g} times a second and now "
+            f"{rates[1]:g} times.",
+            hint=f"Give --rate {rates[0]:g}.",
+        )
     for part, name, what in (
         ("environment", "cpu", "the CPU"),
         ("environment", "cores", "the number of cores"),

@@ -11,8 +11,9 @@ import numpy as np
 
 from fcn_deploy.errors import BenchmarkError
 from fcn_deploy.tensors import Array
+from fcn_deploy.video.sources import fps_hint
 
-__all__ = ["FRAMES_AT_MOST", "read_frames", "synthetic_frames"]
+__all__ = ["FRAMES_AT_MOST", "read_frames", "synthetic_frames", "video_rate_fps"]
 
 FRAMES_AT_MOST = 8
 """Frames that one row works on in turn; of longer inputs, so many at even distances."""
@@ -60,6 +61,20 @@ def read_frames(path: str | os.PathLike[str], height: int, width: int, *, batch:
         for frame in frames
     ]
     return _whole_batches(resized, batch)
+
+
+def video_rate_fps(path: str | os.PathLike[str]) -> float | None:
+    """Give the frame rate that a video announces; None for images and where it says none."""
+    import cv2
+
+    place = Path(path)
+    if not place.is_file() or place.suffix.lower() in _IMAGE_SUFFIXES:
+        return None
+    capture = cv2.VideoCapture(str(place))
+    try:
+        return fps_hint(capture)
+    finally:
+        capture.release()
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -46,6 +46,8 @@ class Evidence:
         warm: whether the warm-up ended steady; None where the caller fixed its length.
         foreign_cpu: share of the CPUs that other processes took meanwhile; None if unknown.
         output_faults: what is wrong with the labels, such as a constant output.
+        overload: why the queue of a stream grew; None where it did not. Latencies then grow with
+            the length of a turn, so that their drift and spread are not judged.
         fp32_agreement: share of pixels with PyTorch's label, where this row computes in fp32.
     """
 
@@ -54,6 +56,7 @@ class Evidence:
     foreign_cpu: float | None = None
     output_faults: tuple[str, ...] = ()
     fp32_agreement: float | None = None
+    overload: str | None = None
 
 
 def judge(evidence: Evidence, *, limits: Limits | None = None) -> tuple[Verdict, tuple[str, ...]]:
@@ -63,7 +66,9 @@ def judge(evidence: Evidence, *, limits: Limits | None = None) -> tuple[Verdict,
     count = len(evidence.durations_ms)
     if count < limits.min_samples:
         reasons.append(f"{count} samples; {limits.min_samples} are the least")
-    if count >= 3:
+    if evidence.overload is not None:
+        reasons.append(evidence.overload)
+    elif count >= 3:
         reasons += _series_reasons(evidence.durations_ms, limits)
     if evidence.warm is False:
         reasons.append("the warm-up ended before the durations were steady")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fcn_bench.rounds import Plan
-from fcn_bench.scenarios import SCENARIOS
+from fcn_bench.scenarios import DEFAULT_SCENARIOS
 from fcn_deploy.manifest import Preprocess
 from fcn_deploy.tensors import Precision
 
@@ -30,6 +30,9 @@ class BenchmarkOptions:
         input: images folder, image or video; None makes synthetic frames.
         preprocess: of a bare graph's network; None takes ImageNet's, rgb.
         labelled: folders of images and of labels, for the mean IoU.
+        scenarios: ``"latency"``, ``"throughput"``, ``"stream"``.
+        rate_fps: frames that arrive in a second of a stream; None takes the rate of a video that
+            is the input, or 30.
     """
 
     baseline: str | os.PathLike[str] | None = None
@@ -45,7 +48,8 @@ class BenchmarkOptions:
     input: str | os.PathLike[str] | None = None
     preprocess: Preprocess | None = None
     labelled: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None
-    scenarios: Sequence[str] = SCENARIOS
+    scenarios: Sequence[str] = DEFAULT_SCENARIOS
+    rate_fps: float | None = None
     plan: Plan = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
@@ -53,3 +57,15 @@ class BenchmarkOptions:
             raise ValueError(f"batches are {list(self.batches)}; each must be 1 or more")
         if any(side < 1 for size in self.sizes for side in size):
             raise ValueError(f"sizes are {list(self.sizes)}; each side must be 1 or more")
+        if self.rate_fps is not None and not 0 < self.rate_fps <= 1000:
+            raise ValueError(f"rate is {self.rate_fps:g} frames/s; it must be above 0, up to 1000")
+        if self.rate_fps is not None and "stream" not in self.scenarios:
+            raise ValueError(
+                f"a rate of {self.rate_fps:g} frames/s is of the scenario stream; scenarios are "
+                f"{', '.join(self.scenarios)}"
+            )
+        if "stream" in self.scenarios and set(self.batches) != {1}:
+            raise ValueError(
+                f"batches are {list(self.batches)}; the frames of a stream arrive one at a time: "
+                "the scenario stream needs batch 1"
+            )

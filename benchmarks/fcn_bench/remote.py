@@ -61,6 +61,10 @@ class Worker(ContextManaged):
         """Take frames, uint8 [count, H, W, 3] in an .npy file, in batches of this many."""
         self._ask("frames", file=str(file), batch=batch)
 
+    def stream(self, rate_fps: float, folder: Path) -> None:
+        """Say at which rate the frames of a stream arrive, and where its labels are written."""
+        self._ask("stream", rate_fps=rate_fps, folder=str(folder))
+
     def warm_up(self, work: Work, *, calls: int | None) -> WarmUp:
         return WarmUp(**self._ask("warm_up", work=work, calls=calls))
 
@@ -68,7 +72,7 @@ class Worker(ContextManaged):
         answer = self._ask("measure", work=work, seconds=seconds, min_calls=min_calls)
         columns = (answer[name] for name in ("frame_ms", "compute_ms", "transfer_ms"))
         timings = tuple(Timing(*durations) for durations in zip(*columns, strict=True))
-        return Slice(timings, answer["calls_per_second"])
+        return Slice(timings, answer["calls_per_second"], answer["unwritten"])
 
     def write_reference(self, folder: Path) -> None:
         """Write labels and scores of every frame for the other workers to compare with."""

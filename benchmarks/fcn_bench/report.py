@@ -29,8 +29,9 @@ class RowKey:
     Attributes:
         backend: ``"torch"`` for the baseline.
         mode: how PyTorch ran, or how many streams a backend had.
-        scenario: ``"latency"`` (one call after the other) or ``"throughput"`` (saturated).
-        scope: ``"compute"``, ``"transfer"`` (of plans) or ``"frame"``.
+        scenario: ``"latency"`` (one call after the other), ``"throughput"`` (saturated) or
+            ``"stream"`` (frames at a fixed rate).
+        scope: ``"compute"``, ``"transfer"`` (of plans), ``"frame"`` or ``"stream"``.
         height, width: of the frames, in px.
     """
 
@@ -103,7 +104,8 @@ class Row:
 
     Attributes:
         latency_ms: of one call with its whole batch.
-        throughput_fps: frames a second; of all streams together where the scenario is throughput.
+        throughput_fps: frames a second; of all streams together where the scenario is throughput;
+            written, where frames arrive at a fixed rate.
         speedup: against PyTorch eager; None without a baseline and for that row itself.
         speedup_best: against the fastest PyTorch row of the same kind.
         peak_rss_bytes: most memory of the row's process until its timing ended.

@@ -6,6 +6,7 @@ rows alike, and the rounds are the units that the interval of a speed-up is draw
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +27,9 @@ __all__ = [
     "turn_order",
 ]
 
-Work = Literal["frame", "compute"]
-"""What is repeated: a whole frame, which times the network within it, or the network alone."""
+Work = Literal["frame", "compute", "stream"]
+"""What is repeated: a whole frame, which times the network within it, or the network alone; or
+frames arrive at a fixed rate."""
 
 _ROUNDS = 10
 _MORE_ROUNDS = 5
@@ -76,8 +78,10 @@ class Plan:
     def __post_init__(self) -> None:
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(f"rounds is {self.rounds}; it must be 1 or more")
-        if not self.min_duration_seconds >= 0:
-            raise ValueError(f"min_duration is {self.min_duration_seconds}; it must be 0 or more")
+        if not 0 <= self.min_duration_seconds < math.inf:
+            raise ValueError(
+                f"min_duration is {self.min_duration_seconds}; it must be 0 or more seconds"
+            )
         if self.warmup_calls is not None and self.warmup_calls < 0:
             raise ValueError(f"warmup is {self.warmup_calls}; it must be 0 or more")
 
@@ -114,6 +118,8 @@ class Series:
 
     @property
     def steady(self) -> bool:
+        if any(part.unwritten for part in self.slices):
+            return True  # a queue that grows does not settle in more rounds
         durations = [value for part in self.durations_ms("frame") for value in part]
         drift = trend(durations)
         return relative_spread(durations) <= 0.25 and not (

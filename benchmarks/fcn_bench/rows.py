@@ -17,6 +17,7 @@ from fcn_deploy.tensors import Array
 __all__ = ["GroundTruth", "Outcome", "make_rows"]
 
 _MANY_WEAK_MARGINS = 0.02
+_KEEPS_UP = 0.95  # of the arrivals: over short turns the rate is uncertain by a few percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ def _make_row(row: Measured, outcome: Outcome, samples: Sequence[Measured]) -> R
             foreign_cpu=sum(foreign) / len(foreign) if foreign else None,
             output_faults=agreement.faults,
             fp32_agreement=agreement.label_agreement if row.key.precision == "fp32" else None,
+            overload=_overload(row),
         )
     )
     eager, best = _baselines(row, samples)
@@ -111,6 +113,32 @@ def _speedup(row: Measured, against: Measured) -> Speedup:
     return Speedup(ratio_of_medians(against.cost_ms, row.cost_ms), against.key.mode)
 
 
+def _overload(row: Measured) -> str | None:
+    rate_fps = row.rate_fps
+    if rate_fps is None or (not row.unwritten and row.throughput_fps >= _KEEPS_UP * rate_fps):
+        return None
+    return (
+        f"cannot keep up with {rate_fps:g} frames/s: {row.throughput_fps:.1f} are written, so the "
+        "queue grows, and latency with it for as long as it runs"
+    )
+
+
+def _stream_notes(row: Measured, rate_fps: float) -> list[str]:
+    latencies = [value for part in row.durations_ms for value in part]
+    interval_ms = 1000 / rate_fps
+    late = sum(value > interval_ms for value in latencies)
+    notes = [
+        f"of {len(latencies)} frames at {rate_fps:g} a second {late} were late (more than one "
+        f"interval, {interval_ms:.1f} ms, after they were due), 0 dropped"
+    ]
+    if row.unwritten:
+        notes.append(
+            f"{row.unwritten} frames were not written when their turn ended; they count with "
+            "their age then"
+        )
+    return notes
+
+
 def _fidelity(outcome: Outcome) -> RowFidelity:
     agreement, truth, eager = outcome.agreement, outcome.truth, outcome.eager_truth
     return RowFidelity(
@@ -123,7 +151,7 @@ def _fidelity(outcome: Outcome) -> RowFidelity:
 
 
 def _notes(row: Measured, agreement: Agreement) -> list[str]:
-    notes = []
+    notes = [] if row.rate_fps is None else _stream_notes(row, row.rate_fps)
     weak = agreement.weak_margin_share
     if row.key.precision != "fp32" and weak is not None and weak > _MANY_WEAK_MARGINS:
         notes.append(

@@ -16,6 +16,7 @@ from fcn_bench.torch_network import TorchMode
 from fcn_deploy.errors import BenchmarkError
 
 __all__ = [
+    "DEFAULT_SCENARIOS",
     "SCENARIOS",
     "Job",
     "Measured",
@@ -25,11 +26,16 @@ __all__ = [
     "plan_jobs",
 ]
 
-Scenario = Literal["latency", "throughput"]
-"""One call after the other; or as many at once as there are streams."""
+Scenario = Literal["latency", "throughput", "stream"]
+"""One call after the other; as many at once as there are streams; frames at a fixed rate."""
 
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
-_SCOPES: tuple[Scope, ...] = get_args(Scope)
+DEFAULT_SCENARIOS: tuple[Scenario, ...] = ("latency", "throughput")
+_SCOPES: dict[Scenario, tuple[Scope, ...]] = {
+    "latency": ("compute", "transfer", "frame"),
+    "throughput": ("compute", "transfer", "frame"),
+    "stream": ("stream",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,10 @@ class Job:
     @property
     def works(self) -> tuple[Work, ...]:
         """What it repeats: a frame's run times the network in it; saturated, each has its own."""
-        return ("frame",) if self.streams == 1 else ("compute", "frame")
+        if self.streams > 1:
+            return "compute", "frame"
+        frames: tuple[Work, ...] = () if self.scenarios == ("stream",) else ("frame",)
+        return (*frames, "stream") if "stream" in self.scenarios else frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +88,11 @@ class Measured:
 
     Attributes:
         durations_ms: of calls, by round.
-        cost_ms: what two rows are compared by, by round: calls where the scenario is latency,
-            the time that a frame takes where it is throughput.
+        cost_ms: what two rows are compared by, by round: the time that a frame takes where the
+            scenario is throughput, else `durations_ms`.
         throughput_fps: frames a second.
         series: where they come from.
+        rate_fps: frames that arrived in a second; None where calls follow one another.
     """
 
     key: RowKey
@@ -90,20 +100,21 @@ class Measured:
     cost_ms: list[list[float]]
     throughput_fps: float
     series: Series
+    rate_fps: float | None = None
+
+    @property
+    def unwritten(self) -> int:
+        """Frames of a stream that were not written when their turn ended."""
+        return sum(part.unwritten for part in self.series.slices)
 
 
 def check_scenarios(names: Sequence[str]) -> tuple[Scenario, ...]:
-    """Refuse scenarios that are unknown or not of this version.
+    """Refuse scenarios that are unknown.
 
     Raises:
-        BenchmarkError: one is neither latency nor throughput.
+        BenchmarkError: one is none of `SCENARIOS`, or there is none.
     """
     for name in names:
-        if name == "stream":
-            raise BenchmarkError(
-                "the scenario 'stream' is not in this version.",
-                hint=f"Choose among {', '.join(SCENARIOS)}.",
-            )
         if name not in SCENARIOS:
             raise BenchmarkError(
                 f"the scenario is {name!r}; expected one of {', '.join(SCENARIOS)}."
@@ -122,43 +133,69 @@ def plan_jobs(
 ) -> tuple[Job, ...]:
     """Decide on the processes of one size.
 
-    PyTorch has one, whose plain loop serves both scenarios: its operators use all cores already.
-    A candidate has one for latency and, where there are several streams, one for throughput.
+    PyTorch has one, whose plain loop serves all scenarios: its operators use all cores already.
+    A candidate has one for latency and frames at a fixed rate and, where there are several
+    streams, one for throughput.
     """
     jobs = [Job(None, mode, 1, tuple(scenarios)) for mode in torch_modes]
     for candidate in candidates:
         if streams == 1:
             jobs.append(Job(candidate, None, 1, tuple(scenarios)))
             continue
-        if "latency" in scenarios:
-            jobs.append(Job(candidate, None, 1, ("latency",)))
+        one_at_a_time = tuple(name for name in scenarios if name != "throughput")
+        if one_at_a_time:
+            jobs.append(Job(candidate, None, 1, one_at_a_time))
         if "throughput" in scenarios:
             jobs.append(Job(candidate, None, streams, ("throughput",)))
     return tuple(jobs)
 
 
 def measured_rows(
-    job: Job, parts: Sequence[tuple[Track, Series]], *, batch: int, height: int, width: int
+    job: Job,
+    parts: Sequence[tuple[Track, Series]],
+    *,
+    batch: int,
+    height: int,
+    width: int,
+    rate_fps: float | None = None,
 ) -> list[Measured]:
     """Make a job's rows of the series of its tracks.
+
+    Args:
+        rate_fps: frames that arrived in a second of a stream.
 
     Raises:
         BenchmarkError: a duration is zero, negative or no number.
     """
     rows = []
     for scenario in job.scenarios:
-        for scope in _SCOPES:
+        for scope in _SCOPES[scenario]:
             key = RowKey(
                 job.backend, job.precision, job.mode, scenario, scope, batch, height, width
             )
-            work: Work = "frame" if job.streams == 1 or scope == "frame" else "compute"
+            work = _work(job, scope)
             series = next(series for track, series in parts if track.work == work)
-            if all(series.durations_ms(scope)):  # on a CPU nothing is transferred
-                rows.append(_measured_row(job, key, series, scope))
+            if _has_scope(job, series, scope):
+                rows.append(_measured_row(job, key, series, scope, rate_fps))
     return rows
 
 
-def _measured_row(job: Job, key: RowKey, series: Series, scope: Scope) -> Measured:
+def _has_scope(job: Job, series: Series, scope: Scope) -> bool:
+    """On a CPU nothing is transferred; calls that saturate a GPU copy: their rate is no compute."""
+    if scope == "compute" and job.streams > 1:
+        return not all(series.durations_ms("transfer"))
+    return all(series.durations_ms(scope))
+
+
+def _work(job: Job, scope: Scope) -> Work:
+    if scope == "stream":
+        return "stream"
+    return "frame" if job.streams == 1 or scope == "frame" else "compute"
+
+
+def _measured_row(
+    job: Job, key: RowKey, series: Series, scope: Scope, rate_fps: float | None
+) -> Measured:
     durations = series.durations_ms(scope)
     if not all(0 < value < math.inf for part in durations for value in part):
         raise BenchmarkError(
@@ -166,17 +203,22 @@ def _measured_row(job: Job, key: RowKey, series: Series, scope: Scope) -> Measur
             hint="This machine's clock cannot be used for measuring.",
         )
     seconds_a_call = [
-        # from one result to the next: of one stream its calls, of several their common rate
-        sum(values) / len(values) / 1000 if job.streams == 1 else 1 / part.calls_per_second
+        # from one result to the next: of one call at a time its duration, else the common rate
+        sum(values) / len(values) / 1000
+        if job.streams == 1 and scope != "stream"
+        else 1 / part.calls_per_second
         for part, values in zip(series.slices, durations, strict=True)
     ]
-    counts = [len(values) for values in durations]
+    counts = [
+        len(values) - part.unwritten for part, values in zip(series.slices, durations, strict=True)
+    ]
     spent = sum(map(operator.mul, seconds_a_call, counts))
     frame_cost = [[1000 * seconds / key.batch] for seconds in seconds_a_call]
     return Measured(
         key=key,
         durations_ms=durations,
-        cost_ms=durations if key.scenario == "latency" else frame_cost,
+        cost_ms=frame_cost if key.scenario == "throughput" else durations,
         throughput_fps=sum(counts) * key.batch / spent,
         series=series,
+        rate_fps=rate_fps if scope == "stream" else None,
     )

@@ -16,7 +16,7 @@ import numpy as np
 from fcn_bench.agreement import Agreement
 from fcn_bench.baseline import BaselineModel, find_baseline
 from fcn_bench.environment import ForeignCpu, describe_environment
-from fcn_bench.inputs import read_frames, synthetic_frames
+from fcn_bench.inputs import read_frames, synthetic_frames, video_rate_fps
 from fcn_bench.options import BenchmarkOptions
 from fcn_bench.remote import Worker
 from fcn_bench.report import Row
@@ -39,6 +39,7 @@ from fcn_export.eval_set import EvalSet
 __all__ = ["Session"]
 
 _DEFAULT_SIZE = (512, 512)
+_CAMERA_FPS = 30.0
 _NO_BASELINE = "no PyTorch baseline, so no speed-up and no label agreement"
 
 
@@ -52,6 +53,7 @@ class Session:
     preprocess: Preprocess
     jobs: tuple[Job, ...]
     threads: int
+    rate_fps: float | None  # of frames that arrive; None without the scenario stream
     environment: Mapping[str, Any]
     notes: tuple[str, ...]
     on_step: Callable[[str], None]
@@ -82,6 +84,8 @@ class Session:
             notes = (*notes, f"{_NO_BASELINE}: {reason}")
         threads = usable_cores()
         streams = throughput_streams(threads)
+        rate_fps = _rate_fps(options) if "stream" in scenarios else None
+        environment = describe_environment(threads=threads, streams=streams)
         return cls(
             target=target,
             options=options,
@@ -89,7 +93,8 @@ class Session:
             preprocess=preprocess,
             jobs=plan_jobs(candidates, modes, scenarios, streams=streams),
             threads=threads,
-            environment=describe_environment(threads=threads, streams=streams),
+            rate_fps=rate_fps,
+            environment={**environment, "stream_rate_fps": rate_fps},
             notes=(*notes, *mode_notes),
             on_step=on_step,
         )
@@ -139,7 +144,9 @@ class Session:
             rest = iter(zip(tracks, every, strict=True))
             for (job, _), outcome in zip(started, outcomes, strict=True):
                 parts = list(islice(rest, len(job.works)))
-                rows = measured_rows(job, parts, batch=batch, height=height, width=width)
+                rows = measured_rows(
+                    job, parts, batch=batch, height=height, width=width, rate_fps=self.rate_fps
+                )
                 measured += [(row, outcome) for row in rows]
             return make_rows(measured), finished
 
@@ -165,6 +172,8 @@ class Session:
                 worker.close()
                 continue
             worker.frames(folder / "frames.npy", batch=batch)
+            if self.rate_fps is not None and "stream" in job.works:
+                worker.stream(self.rate_fps, folder / f"written_{index}")
             started.append((job, worker))
         return started
 
@@ -239,6 +248,13 @@ class Session:
             counts = worker.confusion(images, labels, num_labels=worker.num_classes or 255)
             self.truth[key] = GroundTruth.of(np.array(counts))
         return self.truth[key]
+
+
+def _rate_fps(options: BenchmarkOptions) -> float:
+    if options.rate_fps is not None:
+        return options.rate_fps
+    own = None if options.input is None else video_rate_fps(options.input)
+    return own or _CAMERA_FPS
 
 
 def _torch_modes(baseline: bool, compile: bool) -> tuple[tuple[TorchMode, ...], tuple[str, ...]]:

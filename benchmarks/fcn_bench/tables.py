@@ -29,6 +29,7 @@ _SCOPES = {
     "compute": "the network alone",
     "transfer": "the network, with the copies to the GPU and from it",
     "frame": "frame in, labels out",
+    "stream": "from a frame's arrival to its written labels",
 }
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 COLUMNS = (
@@ -84,7 +85,7 @@ def markdown_text(report: BenchmarkReport) -> str:
 
 def csv_text(report: BenchmarkReport) -> str:
     """Give one line a row with the JSON's values; nested keys are joined by a dot."""
-    flat = [_flatten(row.to_json()) for row in report.rows]
+    flat = [_flatten(_same_keys(row.to_json())) for row in report.rows]
     names = list(dict.fromkeys(name for entry in flat for name in entry))
     stream = io.StringIO()
     writer = csv.DictWriter(stream, names, lineterminator="\n")
@@ -188,6 +189,12 @@ def _starts(report: BenchmarkReport) -> list[str]:
             times = f"{start.open / 1000:.2f} + {start.first_frame / 1000:.2f} s"
             parts.setdefault(name, f"{name} {times}")
     return [f"to open, and for the first frame: {'; '.join(parts.values())}"] if parts else []
+
+
+def _same_keys(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a speed-up that was not measured its keys: columns must not depend on the baseline."""
+    none: dict[str, Any] = {"value": None, "ci95": [], "against": None}
+    return {**row, **{name: row[name] or none for name in ("speedup", "speedup_best")}}
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -163,7 +163,10 @@ def find_candidates(
         )
     if not found:
         raise BenchmarkError(
-            f"nothing here can run '{target.path}'.", hint="pip install 'fcn-deploy[cpu]'"
+            f"nothing here can run '{target.path}'.",
+            hint="A plan needs an NVIDIA GPU with its driver; fcn-doctor says what is missing."
+            if target.path.suffix == ".plan"
+            else "pip install 'fcn-deploy[cpu]'",
         )
     return tuple(found), tuple(notes)
 

@@ -45,8 +45,9 @@ _STEADY_WITHIN = 0.10
 _SETTLE_BELOW_MS = 100.0
 
 
-Scope = Literal["compute", "transfer", "frame"]
-"""The network alone; with what is copied to a GPU and from it; from frame to labels."""
+Scope = Literal["compute", "transfer", "frame", "stream"]
+"""The network alone; with what is copied to a GPU and from it; from frame to labels; from the
+arrival of a frame to its written labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Timing:
     """One call's durations, in ms.
 
     Attributes:
-        frame_ms: of all that the call did.
+        frame_ms: of all that the call did, or from when a frame was due until it was written.
         compute_ms: of the network's part, by the GPU's clock where it ran on one.
         transfer_ms: of that part with the copies; None where nothing is copied.
     """
@@ -65,7 +66,7 @@ class Timing:
 
     def of(self, scope: Scope) -> float | None:
         """Give the duration of a scope; None where it has none."""
-        if scope == "frame":
+        if scope in ("frame", "stream"):
             return self.frame_ms
         return self.compute_ms if scope == "compute" else self.transfer_ms
 
@@ -96,10 +97,12 @@ class Slice:
     Attributes:
         timings: counted calls, in order of completion.
         calls_per_second: completed calls a second, of all threads together.
+        unwritten: of a stream, how many of the frames were not written in time; they are the last.
     """
 
     timings: tuple[Timing, ...]
     calls_per_second: float
+    unwritten: int = 0
 
 
 def warm_up(

@@ -22,7 +22,8 @@ from fcn_bench.agreement import confusion_on_files, measure_agreement, write_ref
 from fcn_bench.network import Network, timed_call
 from fcn_bench.opening import open_network
 from fcn_bench.rounds import Work
-from fcn_bench.timing import Call, measure_saturated, measure_slice, warm_up
+from fcn_bench.stream import FrameStream
+from fcn_bench.timing import Call, Slice, measure_saturated, measure_slice, warm_up
 from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.tensors import Array
 
@@ -58,9 +59,11 @@ class _Session:
         self._streams = 1
         self._batches: Sequence[Sequence[Array]] = ()
         self._calls: dict[Work, list[Call]] = {}
+        self._arriving: FrameStream | None = None
         self.actions: Mapping[str, Callable[..., Any]] = {
             "open": self._open,
             "frames": self._frames,
+            "stream": self._stream,
             "warm_up": self._warm_up,
             "measure": self._measure,
             "reference": self._reference,
@@ -81,21 +84,32 @@ class _Session:
         self._batches = [list(frames[i : i + batch]) for i in range(0, len(frames), batch)]
         self._calls = {}
 
+    def _stream(self, rate_fps: float, folder: str) -> None:
+        self._arriving = FrameStream(
+            self._opened(), self._every_frame(), rate_fps=rate_fps, folder=Path(folder)
+        )
+
     def _warm_up(self, work: Work, calls: int | None) -> dict[str, Any]:
-        return dataclasses.asdict(warm_up(self._call(work)[0], calls=calls))
+        call = self._arrivals().once if work == "stream" else self._call(work)[0]
+        return dataclasses.asdict(warm_up(call, calls=calls))
 
     def _measure(self, work: Work, seconds: float, min_calls: int) -> dict[str, Any]:
-        calls = self._call(work)
-        if len(calls) == 1:
-            part = measure_slice(calls[0], seconds=seconds, min_calls=min_calls)
-        else:
-            part = measure_saturated(calls, seconds=seconds, min_calls=-(-min_calls // len(calls)))
+        part = self._slice(work, seconds, min_calls)
         return {
             "frame_ms": [timing.frame_ms for timing in part.timings],
             "compute_ms": [timing.compute_ms for timing in part.timings],
             "transfer_ms": [timing.transfer_ms for timing in part.timings],
             "calls_per_second": part.calls_per_second,
+            "unwritten": part.unwritten,
         }
+
+    def _slice(self, work: Work, seconds: float, min_calls: int) -> Slice:
+        if work == "stream":
+            return self._arrivals().measure(seconds=seconds, min_calls=min_calls)
+        calls = self._call(work)
+        if len(calls) == 1:
+            return measure_slice(calls[0], seconds=seconds, min_calls=min_calls)
+        return measure_saturated(calls, seconds=seconds, min_calls=-(-min_calls // len(calls)))
 
     def _reference(self, folder: str) -> None:
         write_reference(self._opened(), self._every_frame(), Path(folder))
@@ -117,6 +131,11 @@ class _Session:
 
     def _every_frame(self) -> list[Array]:
         return [frame for batch in self._batches for frame in batch]
+
+    def _arrivals(self) -> FrameStream:
+        if self._arriving is None:
+            raise RuntimeError("a stream must be described by 'stream' first")
+        return self._arriving
 
     def _opened(self) -> Network:
         if self._network is None:

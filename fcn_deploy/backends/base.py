@@ -120,8 +120,8 @@ class RunTimes:
 
     Attributes:
         compute_ms: execution alone, trtexec's "GPU Compute Time".
-        transfer_ms: from the first byte copied in to the last copied out: trtexec's "Latency" and
-            whatever the device waited between copies and execution.
+        transfer_ms: copy in, execution and copy out added up, as trtexec's "Latency"; the host's
+            filling of page-locked memory is not in it.
     """
 
     compute_ms: float

@@ -181,7 +181,14 @@ def test_bare_graph_runs_on_images_of_another_size(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--scenario", "stream"], "'stream' is not in this version"),
+        (["--csv", "images"], "'images' is a folder; a report is a file"),
+        (["--assert", "stream.p95_ms<=40"], "is of the scenario stream; scenarios are latency"),
+        (["--assert", "p95_ms<=40", "--scenario", "stream"], "Write stream.p95_ms"),
+        (["--assert", "miou>=0.5"], "ground truth, which was not given. It needs --eval"),
+        (["--max-regression", "5"], "--max-regression 5 has nothing to compare with"),
+        (["--rate", "25"], "a rate of 25 frames/s is of the scenario stream"),
+        (["--scenario", "stream", "--rate", "0"], "rate is 0 frames/s; it must be above 0"),
+        (["--scenario", "stream", "--batch", "1,2"], "the scenario stream needs batch 1"),
         (["--assert", "fast"], "cannot read the assertion 'fast'"),
         (["--compare", "gone.json"], "cannot read the report 'gone.json'"),
         (["--json", "-", "--csv", "-"], "only one of --json, --csv, --html and --markdown"),
@@ -195,6 +202,7 @@ def test_bare_graph_runs_on_images_of_another_size(
         (["--input", "gone"], "there is no input 'gone'"),
         (["--warmup", "-1"], "warmup is -1"),
         (["--min-duration", "-1"], "min_duration is -1.0"),
+        (["--min-duration", "inf"], "min_duration is inf"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line_with_status_2(
@@ -209,7 +217,16 @@ def test_what_cannot_be_done_is_said_in_one_line_with_status_2(
 
 
 @pytest.mark.parametrize(
-    "options", [["--rounds", "0"], ["--size", "512"], ["--batch", "x"], ["--color", "hsv"]]
+    "options",
+    [
+        ["--rounds", "0"],
+        ["--size", "512"],
+        ["--size", ""],
+        ["--precision", ","],
+        ["--batch", "x"],
+        ["--color", "hsv"],
+        ["--max-regression", "-5"],
+    ],
 )
 def test_malformed_option_has_status_2(
     options: list[str], capsys: pytest.CaptureFixture[str]
@@ -218,6 +235,30 @@ def test_malformed_option_has_status_2(
         main(["model.fcn", *options])
 
     assert capsys.readouterr().err.startswith("fcn-bench: argument --")
+
+
+def test_frames_that_arrive_have_rows_of_both_sides(
+    tiny: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 50.0, (96, 64))
+    for _ in range(3):
+        writer.write(np.zeros((64, 96, 3), np.uint8))
+    writer.release()
+    options = ["--scenario", "stream", "--precision", "fp32", "--backend", "onnxruntime"]
+
+    status = main(["tiny.fcn", *FACTORY, *QUICK, *options, "--input", str(video), "--json", "-"])
+
+    document = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert document["environment"]["stream_rate_fps"] == 50.0
+    rows = {(row["backend"], row["mode"]): row for row in document["rows"]}
+    assert {("torch", "eager"), ("onnxruntime", "1 stream")} <= rows.keys()
+    assert {(row["scenario"], row["scope"]) for row in rows.values()} == {("stream", "stream")}
+    ours = rows["onnxruntime", "1 stream"]
+    assert ours["latency_ms"]["n"] == 2 * 2  # rounds of 0.05 s: two frames each
+    assert ours["speedup"]["against"] == "eager"
+    assert any("of 4 frames at 50 a second" in note for note in ours["notes"])
 
 
 def test_help_imports_no_heavy_library() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,22 @@ def test_reports_of_other_surroundings_are_refused(
         compare(report, old)
 
 
+def test_reports_of_other_rates_of_arrival_are_refused() -> None:
+    report = make_report(make_row(make_key(scenario="stream", scope="stream")))
+    slower, faster = (
+        replace(report, environment={**report.environment, "stream_rate_fps": rate})
+        for rate in (25.0, 30.0)
+    )
+
+    with pytest.raises(
+        BenchmarkError, match="arrived 25 times a second and now 30 times"
+    ) as caught:
+        compare(faster, slower.to_json())
+
+    assert caught.value.hint == "Give --rate 25."
+    assert compare(report, slower.to_json()).held  # a report without a stream has no rate
+
+
 def test_reports_of_other_sizes_have_no_row_in_common() -> None:
     old = make_report(make_row(make_key(size=(256, 256)))).to_json()
 
@@ -123,6 +140,7 @@ def test_report_is_read_back_from_its_file(tmp_path: Path) -> None:
         ("[1]", "schema version None; this release reads 1"),
         ('{"schema_version": 2}', "schema version 2; this release reads 1"),
         ('{"schema_version": 1, "complete": false}', "of a run that was interrupted"),
+        ('{"schema_version": 1, "rows": []}', "has no rows"),
     ],
 )
 def test_file_that_is_no_report_is_refused(tmp_path: Path, text: str, message: str) -> None:

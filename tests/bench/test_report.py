@@ -124,6 +124,16 @@ def test_csv_has_one_line_a_row_with_nested_names() -> None:
     assert lines[0]["speedup.value"] == ""
 
 
+def test_csv_has_the_same_columns_with_a_baseline_and_without() -> None:
+    without, with_baseline = (
+        csv_text(make_report(make_row(make_key(), speedup=speedup))).splitlines()[0]
+        for speedup in (None, 3.0)
+    )
+
+    assert without == with_baseline
+    assert "speedup.ci95" in without.split(",")
+
+
 class _Page(HTMLParser):
     """Checks that tags close in order, and keeps what a reader would see."""
 

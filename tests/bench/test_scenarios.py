@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fcn_bench.agreement import Agreement
 from fcn_bench.judge import Verdict
+from fcn_bench.report import Row
 from fcn_bench.rounds import Series, Track, Work
 from fcn_bench.rows import GroundTruth, Outcome, make_rows
 from fcn_bench.scenarios import (
@@ -84,8 +87,7 @@ def test_bf16_autocast_is_a_row_of_bf16() -> None:
 
 def test_scenarios_are_checked() -> None:
     assert check_scenarios(["throughput", "latency"]) == BOTH
-    with pytest.raises(BenchmarkError, match="'stream' is not in this version"):
-        check_scenarios(["latency", "stream"])
+    assert check_scenarios(["stream", "latency"]) == ("latency", "stream")
     with pytest.raises(BenchmarkError, match="scenario is 'offline'; expected one of latency"):
         check_scenarios(["offline"])
     with pytest.raises(BenchmarkError, match="no scenario was given"):
@@ -138,6 +140,45 @@ def test_speed_up_is_against_eager_and_against_the_best_of_pytorch() -> None:
     assert last_row.speedup.ratio.value == pytest.approx(1.5)
     assert last_row.speedup_best is None
     assert {row.verdict for row in rows} == {Verdict.VALID}
+
+
+def stream_row(*, written_fps: float, unwritten: int) -> Row:
+    """Ten turns of five frames at 25 a second, of which the last of each turn may be unwritten."""
+    (job,) = plan_jobs([OPENVINO], [], ["stream"], streams=2)
+    arriving = series(30.0)
+    arriving.slices = [replace(p, calls_per_second=written_fps) for p in arriving.slices]
+    arriving.slices[0] = replace(arriving.slices[0], unwritten=unwritten)
+    parts = [(Track(job.name, NoRunner(), "stream"), arriving)]
+    (measured,) = measured_rows(job, parts, batch=1, height=64, width=96, rate_fps=25.0)
+    return make_rows([(measured, Outcome())])[0]
+
+
+def test_a_stream_that_keeps_up_is_valid() -> None:
+    row = stream_row(written_fps=24.9, unwritten=0)
+
+    assert row.verdict is Verdict.VALID
+    assert (row.key.scenario, row.key.scope) == ("stream", "stream")
+    assert row.throughput_fps == pytest.approx(24.9)
+    assert any("of 50 frames at 25 a second 0 were late" in note for note in row.notes)
+
+
+@pytest.mark.parametrize(("written_fps", "unwritten"), [(12.0, 0), (24.9, 3)])
+def test_a_stream_that_cannot_keep_up_is_suspect(written_fps: float, unwritten: int) -> None:
+    row = stream_row(written_fps=written_fps, unwritten=unwritten)
+
+    assert row.verdict is Verdict.SUSPECT
+    assert row.notes[0].startswith("cannot keep up with 25 frames/s")
+    assert any("frames were not written" in note for note in row.notes) == (unwritten > 0)
+
+
+def test_a_stream_shares_the_process_of_latency() -> None:
+    jobs = plan_jobs([OPENVINO], ["eager"], ("latency", "throughput", "stream"), streams=2)
+
+    assert [(job.mode, job.works) for job in jobs] == [
+        ("eager", ("frame", "stream")),
+        ("1 stream", ("frame", "stream")),
+        ("2 streams", ("compute", "frame")),
+    ]
 
 
 def test_equal_rows_cannot_be_told_apart() -> None:

@@ -68,6 +68,17 @@ def test_a_backend_of_plans_that_cannot_run_here_says_what_is_missing(tiny: Tiny
         find_candidates(read_target(tiny.artifact), backend="tensorrt")
 
 
+def test_a_plan_that_nothing_here_runs_sends_nobody_to_cpu_backends(tmp_path: Path) -> None:
+    plan = tmp_path / "engine.fp16.plan"
+    plan.write_bytes(b"code")
+
+    with pytest.raises(BenchmarkError, match="nothing here can run") as caught:
+        find_candidates(replace(read_target(plan, trust_code=True), plans={}))
+
+    assert caught.value.hint is not None
+    assert "NVIDIA GPU" in caught.value.hint
+
+
 def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissingError, match=r"there is no '.*model.onnx'"):
         read_target(tmp_path / "model.onnx")

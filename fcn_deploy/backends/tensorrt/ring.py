@@ -61,12 +61,15 @@ class Ring:
 
     def copy_in(self, slot: Slot, feeds: Mapping[str, Array], addresses: Mapping[str, int]) -> None:
         """Copy arrays to the device; what is executed from now on waits for them."""
-        if self._timing:
-            self._device.record(slot.begun, self._upload)
+        filled = {}
         for name, feed in feeds.items():
             pinned = self._pool.pinned(slot.prefix + name, feed.nbytes)
             # copied: the caller may change its array, and the GPU reads page-locked memory faster
             pinned.view(feed.dtype).reshape(feed.shape)[...] = feed
+            filled[name] = pinned
+        if self._timing:
+            self._device.record(slot.begun, self._upload)
+        for name, pinned in filled.items():
             self._device.upload(addresses[name], pinned, self._upload)
         self._device.record(slot.uploaded, self._upload)
         self._device.wait(self.execute, slot.uploaded)

@@ -113,10 +113,10 @@ class PendingResult:
                 with device.current():
                     device.synchronize(slot.downloaded)
                     if self._timed:
-                        self._times = RunTimes(
-                            device.elapsed_ms(slot.started, slot.executed),
-                            device.elapsed_ms(slot.begun, slot.downloaded),
-                        )
+                        compute_ms = device.elapsed_ms(slot.started, slot.executed)
+                        copies_ms = device.elapsed_ms(slot.begun, slot.uploaded)
+                        copies_ms += device.elapsed_ms(slot.executed, slot.downloaded)
+                        self._times = RunTimes(compute_ms, compute_ms + copies_ms)
                 # copied: the slot's memory is overwritten by its next run
                 arrays = {name: part.copy() for name, part in self._parts.items()}
                 self._arrays = arrays if self._finish is None else self._finish(arrays)

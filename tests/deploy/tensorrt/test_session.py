@@ -581,6 +581,29 @@ def test_times_tell_the_run_from_the_copies(lazy: World) -> None:
     assert 0 < times.compute_ms < times.transfer_ms
 
 
+def test_page_locked_memory_is_filled_before_a_copy_is_timed(
+    lazy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = lazy.engine.session(timing=True)
+    pool, device = session._ring._pool, session._ring._device
+    fill, record = pool.pinned, device.record
+    order = []
+
+    def noted(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*arguments: Any) -> Any:
+            order.append(what)
+            return call(*arguments)
+
+        return noting
+
+    monkeypatch.setattr(pool, "pinned", noted("fill", fill))
+    monkeypatch.setattr(device, "record", noted("record", record))
+
+    session.submit({"image": frames(1)[0]}).result()
+
+    assert order[:2] == ["fill", "record"]
+
+
 def test_there_are_no_times_where_none_were_asked_for(lazy: World) -> None:
     pending = lazy.engine.session().submit({"image": frames(1)[0]})
 
