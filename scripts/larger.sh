@@ -12,7 +12,7 @@ python -m examples.brain_tissue.make_data --output "$data"
 if [ ! -e "$folder/fcn_resnet50.pt" ]; then
     python -m examples.brain_tissue.larger --data "$data" --output "$folder/fcn_resnet50.pt"
 fi
-fcn-export "$folder/fcn_resnet50.pt" --mean 0.5 --std 0.25 --size 240x200 \
+fcn-export "$folder/fcn_resnet50.pt" --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --size 240x200 \
     --classes "$data/classes.json" --eval "$data/images" "$data/labels" \
     --calibrate "$data/train_images" --output "$artifact" --force
 fcn-bench "$artifact" --size 512x512 --scenario latency \
