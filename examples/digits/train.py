@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +22,11 @@ from examples.digits.evaluate import (
     draw,
     score_network,
 )
+from fcn_deploy.machine import usable_cores
 from fcn_export.models import FCN, Backbone, Recipe, fine_tune, save_checkpoint
 from fcn_export.models.fcn import VARIANTS, Variant
 
-__all__ = ["BACKBONE", "Budget", "compare", "main", "train_classifier", "train_on"]
+__all__ = ["BACKBONE", "STARTS", "Start", "main", "make_start", "train_classifier", "train_start"]
 
 BACKBONE = Backbone("vgg11_bn", width=0.125, window=2, fc_width=256)
 """VGG11 with an eighth of the channels, whose fc6 sees 2x2 cells: it classifies 64x64 px."""
@@ -33,12 +38,18 @@ SCENES_PER_SEED = 4000
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """Steps of each training; a step has 8 scenes, or 32 single digits."""
+class Start:
+    """One of the networks that are compared: its variant, and whose weights it begins with."""
 
-    classifier: int
-    compared: int
-    more: int
+    name: str
+    variant: Variant
+    from_classifier: bool
+
+
+STARTS = (
+    *(Start(f"FCN-{variant}", variant, from_classifier=True) for variant in VARIANTS),
+    Start("FCN-8s, random start", "8s", from_classifier=False),
+)
 
 
 def train_classifier(steps: int, *, seed: int) -> nn.Module:
@@ -50,77 +61,80 @@ def train_classifier(steps: int, *, seed: int) -> nn.Module:
     return classifier
 
 
-def compare(classifier: nn.Module, steps: int, *, seed: int) -> dict[str, tuple[list[float], FCN]]:
-    """Train each variant at once, and FCN-8s from random weights, for the same number of steps.
-
-    Returns:
-        The four metrics and the network, by name.
-    """
-    scenes = Scenes(SCENES_PER_SEED, seed=seed + 1)
-    found: dict[str, tuple[list[float], FCN]] = {}
-    starts: list[tuple[str, Variant, nn.Module]] = [
-        (f"FCN-{variant}", variant, classifier) for variant in VARIANTS
-    ]
+def make_start(classifier: nn.Module, start: Start, *, seed: int) -> FCN:
+    """Return an FCN as it is before its training."""
     torch.manual_seed(1000 + seed)
-    starts.append(("FCN-8s, random start", "8s", _classifier()))
-    for name, variant, start in starts:
-        network = FCN(start, variant, NUM_CLASSES)
-        fine_tune(network, scenes, steps=steps, seed=seed, recipe=RECIPE)
-        found[name] = score_network(network), network
-        print(f"seed {seed}  {_row(name, found[name][0])}", flush=True)
-    return found
+    return FCN(classifier if start.from_classifier else _classifier(), start.variant, NUM_CLASSES)
 
 
-def train_on(network: FCN, steps: int, *, seed: int) -> None:
-    """Go on with a network, on other scenes."""
-    scenes = Scenes(SCENES_PER_SEED, seed=seed + 101)
-    fine_tune(network, scenes, steps=steps, seed=seed, recipe=RECIPE)
+def train_start(
+    classifier: nn.Module, start: Start, seed: int, steps: int
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Train an FCN at once; return its four metrics and its weights.
+
+    What torch.fx made cannot leave a process while others run it, so the network does not.
+    """
+    network = make_start(classifier, start, seed=seed)
+    fine_tune(network, _scenes(seed + 1), steps=steps, seed=seed, recipe=RECIPE, progress=False)
+    return score_network(network), network.state_dict()
 
 
 def main() -> None:
-    """Train everything, print the tables, and write the checkpoint."""
+    """Train everything, print the table, and write picture and checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=CHECKPOINT)
     parser.add_argument("--picture", type=Path, metavar="PNG", help="of 32s, 16s and 8s")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--classifier-steps", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=250, help="of each network compared")
-    parser.add_argument("--more-steps", type=int, default=600, help="of the checkpoint's network")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--classifier-steps", type=int, default=1000, help="of 32 single digits")
+    parser.add_argument("--steps", type=int, default=400, help="of 8 scenes, each network compared")
+    parser.add_argument("--more-steps", type=int, default=500, help="of the checkpoint's network")
     arguments = parser.parse_args()
-    budget = Budget(arguments.classifier_steps, arguments.steps, arguments.more_steps)
 
-    torch.set_num_threads(arguments.threads)
-    classifier = train_classifier(budget.classifier, seed=0)
+    torch.set_num_threads(usable_cores())
+    classifier = train_classifier(arguments.classifier_steps, seed=0)
     print(f"classifier: {classifier_accuracy(classifier):.3f} of single test digits", flush=True)
-    results: dict[str, list[list[float]]] = {}
-    best: FCN | None = None
-    for seed in range(arguments.seeds):
-        found = compare(classifier, budget.compared, seed=seed)
-        for name, (values, _) in found.items():
-            results.setdefault(name, []).append(values)
-        if seed == 0:
-            networks = {variant: found[f"FCN-{variant}"][1] for variant in VARIANTS}
-            best = networks["8s"]
-            if arguments.picture is not None:
-                draw(list(networks.values()), arguments.picture)
-    print(f"\n{budget.compared} steps each, {arguments.seeds} seeds: mean and largest deviation")
-    print(f"{'':<24}" + "".join(f"{name:>18}" for name in METRICS))
-    for name, runs in results.items():
-        table = np.array(runs)
-        mean, spread = table.mean(axis=0), np.abs(table - table.mean(axis=0)).max(axis=0)
-        print(
-            f"{name:<24}"
-            + "".join(
-                f"{100 * m:>11.1f} ± {100 * s:<4.1f}" for m, s in zip(mean, spread, strict=True)
-            )
-        )
-    if best is None:
-        return
-    train_on(best, budget.more, seed=0)
-    print(f"\n{_row(f'FCN-8s, {budget.more} steps more', score_network(best))}")
+    tasks = [(start, seed) for seed in range(arguments.seeds) for start in STARTS]
+    # a process a core, each with one thread: networks this narrow gain little from a second
+    with ProcessPoolExecutor(
+        usable_cores(), get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        waiting = [
+            pool.submit(train_start, classifier, start, seed, arguments.steps)
+            for start, seed in tasks
+        ]
+        runs: dict[str, list[list[float]]] = {}
+        weights = {}
+        for (start, seed), task in zip(tasks, waiting, strict=True):
+            values, weights[start, seed] = task.result()
+            runs.setdefault(start.name, []).append(values)
+            print(f"seed {seed}  {_row(start.name, values)}", flush=True)
+    print(f"\n{arguments.steps} steps each, {arguments.seeds} seeds: mean and largest deviation")
+    print("\n".join(_table(runs)))
+    networks = [make_start(classifier, start, seed=0).eval() for start in STARTS[:3]]
+    for start, network in zip(STARTS, networks, strict=False):
+        network.load_state_dict(weights[start, 0])
+    if arguments.picture is not None:
+        draw(networks, arguments.picture)
+    best = networks[-1]
+    fine_tune(best, _scenes(101), steps=arguments.more_steps, recipe=RECIPE)
+    print(f"\n{_row(f'FCN-8s, {arguments.more_steps} steps more', score_network(best))}")
     save_checkpoint(best, arguments.output, preprocess=PREPROCESS, classes=CLASSES)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.2f} MB")
+
+
+@cache
+def _scenes(seed: int) -> Scenes:
+    """Give a seed's scenes, which are drawn once in each process."""
+    return Scenes(SCENES_PER_SEED, seed=seed)
+
+
+def _table(runs: Mapping[str, Sequence[Sequence[float]]]) -> Iterator[str]:
+    yield f"{'':<24}" + "".join(f"{name:>18}" for name in METRICS)
+    for name, values in runs.items():
+        every = 100 * np.array(values)
+        mean, spread = every.mean(axis=0), np.abs(every - every.mean(axis=0)).max(axis=0)
+        cells = (f"{m:>11.1f} ± {s:<4.1f}" for m, s in zip(mean, spread, strict=True))
+        yield f"{name:<24}" + "".join(cells)
 
 
 def _classifier() -> nn.Module:
