@@ -257,6 +257,21 @@ def test_weights_below_fp16_stay_float(rng: np.random.Generator) -> None:
     assert quantize_weight(weight, axis=0) is None
 
 
+def test_channel_that_needs_little_less_than_the_smallest_scale_takes_it(
+    rng: np.random.Generator,
+) -> None:
+    weight = rng.uniform(-1, 1, size=(4, 1, 3, 3)).astype(np.float32)
+    weight *= 0.6 * 127 * MIN_SCALE / np.abs(weight).max(axis=(1, 2, 3), keepdims=True)
+
+    found = quantize_weight(weight, axis=0)
+
+    assert found is not None
+    np.testing.assert_array_equal(found.scales, np.float32(MIN_SCALE))
+    assert np.abs(found.values).max() == 76  # of 127: between six bits and seven
+    error = np.abs(found.dequantized() - weight)
+    assert error.max() <= 0.51 * MIN_SCALE  # half a step, and float32
+
+
 def test_dead_channel_does_not_keep_its_layer_float(rng: np.random.Generator) -> None:
     weight = rng.normal(size=(4, 4, 1, 1)).astype(np.float32)
     weight[2] *= 1e-6

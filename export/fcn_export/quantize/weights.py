@@ -22,6 +22,10 @@ _PAIR_LIMIT = 127.0
 255 * 128 just fits, and rounding adds at most 1 to a pair. OpenVINO adds signed inputs so, too: it
 shifts them by 128. With the limit, CPUs with and without VNNI give the same sums."""
 
+_SHORT = 0.5
+"""Of `MIN_SCALE`: a channel that needs no less takes it, and loses at most one of its seven bits.
+Convolutions with many inputs begin with weights about so small (2048 channels of 3x3)."""
+
 _NEGLIGIBLE = 0.01
 """Of the layer's largest weight: a channel below it may lose its small weights to `MIN_SCALE`."""
 
@@ -57,13 +61,13 @@ def quantize_weight(weight: Array, *, axis: int, groups: int = 1) -> QuantizedWe
         axis: of the output channels.
 
     Returns:
-        None where a scale would be no normal FP16 number, though its channel counts.
+        None where no normal FP16 number comes near enough to a scale whose channel counts.
     """
     wide = weight.astype(np.float64)
     others = tuple(index for index in range(weight.ndim) if index != axis)
     largest = np.abs(wide).max(axis=others)  # [C]
     needed = np.maximum(largest / _LEVELS, _largest_pairs(wide, axis, groups) / _PAIR_LIMIT)
-    too_small = (needed < MIN_SCALE) & (largest > _NEGLIGIBLE * largest.max())
+    too_small = (needed < _SHORT * MIN_SCALE) & (largest > _NEGLIGIBLE * largest.max())
     if too_small.any() or needed.max() > MAX_SCALE:
         return None
     scales = np.maximum(needed, MIN_SCALE).astype(np.float32)
