@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## export, measure and run a trained network on real data, under build/demo
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
-larger: $(READY)  ## train FCN-ResNet50 on the demo's data and export it, 20 minutes, build/larger
+larger: $(READY)  ## train FCN-ResNet50 on the demo's data and export it, most of an hour
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/larger.sh
 
 readme: $(READY)  ## put what the last make demo measured into README.md

@@ -27,6 +27,8 @@ __all__ = ["OpenVinoBackend"]
 
 _log = logging.getLogger(__name__)
 
+_core_lock = threading.Lock()
+
 _FP16, _BF16 = "FP16", "BF16"  # as OpenVINO names what a CPU computes in
 
 
@@ -73,7 +75,7 @@ class OpenVinoBackend:
             "INFERENCE_NUM_THREADS": num_threads or usable_cores(),
         }
         if source.digest is None:
-            compiled = _compile(_core(library, os.getpid()), source, config)
+            compiled = _compile(_core(library), source, config)
         else:
             compiled = _compile_cached(library, source, source.digest, config)
         return OpenVinoContext(compiled, name=source.path.name)
@@ -142,12 +144,11 @@ def _library() -> Any:
 
 
 def _abilities() -> tuple[str, ...]:
-    core = _core(_library(), os.getpid())
+    core = _core(_library())
     return tuple(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
-@cache
-def _core(library: Any, process: int) -> Any:
+def _core(library: Any) -> Any:
     """Give the only Core of a process, which lives as long as it does; threads may share it.
 
     OpenVINO (2026.4.1) gives the thread that first uses a Core's CPU plugin a stack for signals,
@@ -155,6 +156,13 @@ def _core(library: Any, process: int) -> Any:
     second puts the stack of the first back, which is gone by then: the next signal that Python
     handles, Ctrl-C for one, ends the process by SIGSEGV.
     """
+    with _core_lock:  # of two threads that come first, each would make one
+        return _made_core(library, os.getpid())
+
+
+@cache
+def _made_core(library: Any, process: int) -> Any:
+    del process  # a forked child has a Core of its own
     return library.Core()
 
 
@@ -180,7 +188,7 @@ def _compile_cached(
     library: Any, source: ModelSource, digest: str, config: Mapping[str, Any]
 ) -> Any:
     """Take the compiled network from the user's cache, or compile it and keep it there."""
-    core = _core(library, os.getpid())
+    core = _core(library)
     settings = ";".join(f"{name}={value}" for name, value in sorted(config.items()))
     outputs = "" if source.outputs is None else repr(source.outputs)
     key = ("openvino", str(library.__version__), cpu_identity(), settings, digest, outputs)

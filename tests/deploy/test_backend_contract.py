@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto
 
-from fcn_deploy.backends import backend_names, get_backend
+from fcn_deploy.backends import backend_names, get_backend, openvino
 from fcn_deploy.backends.base import Backend, ExecutionContext, ModelSource
 from fcn_deploy.errors import (
     ArtifactError,
@@ -213,6 +214,25 @@ def test_threads_share_a_context(backend: Backend) -> None:
         thread.join()
 
     assert wrong == []
+
+
+def test_threads_that_come_first_together_share_one_core() -> None:
+    class SlowLibrary:
+        made = 0
+
+        @classmethod
+        def Core(cls) -> object:
+            cls.made += 1
+            time.sleep(0.05)  # so that the others come while the first is made
+            return object()
+
+    threads = [threading.Thread(target=openvino._core, args=(SlowLibrary,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert SlowLibrary.made == 1
 
 
 INTERRUPTED = """

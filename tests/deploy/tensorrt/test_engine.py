@@ -107,7 +107,8 @@ def test_a_plan_for_another_place_is_refused_before_it_is_read(
     ],
 )
 def test_a_plan_for_this_place_is_read(record: PlanRecord) -> None:
-    make_world(record=record).close()
+    with make_world(record=record).engine as engine:
+        assert [spec.name for spec in engine.inputs] == ["image"]
 
 
 def test_a_plan_for_later_releases_is_known_by_its_manifest_alone() -> None:
