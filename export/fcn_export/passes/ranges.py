@@ -11,6 +11,7 @@ from fcn_deploy.tensors import Array
 from fcn_export.graph_spec import INPUT_NAME
 from fcn_export.onnx_file import OnnxFile
 from fcn_export.passes.element_types import element_types
+from fcn_export.passes.inner_outputs import deepest_first
 from fcn_export.passes.regions import find_regions
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def largest_values(file: OnnxFile, batches: Iterable[Array]) -> Mapping[str, flo
 
     model = onnx.load_model_from_string(file.data)  # weights of their own file stay there
     names = _inner_floats(model)
-    for name in names:
+    for name in deepest_first(model.graph, names):
         size, largest = f"{_PREFIX}{name}_size", f"{_PREFIX}{name}"
         model.graph.node.append(onnx.helper.make_node("Abs", [name], [size]))
         model.graph.node.append(onnx.helper.make_node("ReduceMax", [size], [largest], keepdims=0))

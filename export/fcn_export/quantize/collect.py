@@ -20,6 +20,7 @@ from fcn_deploy.errors import NonFiniteOutputError, UnsupportedModelError
 from fcn_deploy.tensors import Array
 from fcn_export.graph_spec import INPUT_NAME
 from fcn_export.onnx_file import MAX_SINGLE_FILE_BYTES
+from fcn_export.passes.inner_outputs import deepest_first
 from fcn_export.quantize.thresholds import BINS
 
 if TYPE_CHECKING:
@@ -138,14 +139,15 @@ def _with_extents(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelP
 
     copy = type(model)()
     copy.CopyFrom(model)
-    for index, name in enumerate(tensors):
+    number = {name: index for index, name in enumerate(tensors)}
+    for name in deepest_first(model.graph, tensors):
         for part, op, dtype in zip(
             _PARTS,
             ("ReduceMin", "ReduceMax", "Size"),
             (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64),
             strict=True,
         ):
-            output = _output(part, index)
+            output = _output(part, number[name])
             keep: dict[str, Any] = {} if op == "Size" else {"keepdims": 0}
             copy.graph.node.append(helper.make_node(op, [name], [output], name=output, **keep))
             copy.graph.output.append(helper.make_tensor_value_info(output, dtype, []))
