@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Precision
@@ -64,3 +66,20 @@ def test_plan_computes_in_what_was_asked_for(
     # what else is not quantised, a ConvTranspose or a classifier, computes in FP16
     assert set(shares[Precision.INT8]) <= {"int8", "float16"} | last
     assert shares[Precision.INT8]["int8"] > 0.5
+
+
+@pytest.mark.slow
+def test_layer_whose_weights_need_scales_below_fp16_is_int8_in_the_plan(
+    graph: Callable[[str], onnx.ModelProto], tmp_path: Path
+) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(graph("fcn_resnet"))
+    conv = [node for node in model.graph.node if node.op_type == "Conv"][5]
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == conv.input[1])
+    small = numpy_helper.to_array(weight) * np.float32(1e-4)
+    weight.CopyFrom(numpy_helper.from_array(small, weight.name))
+
+    engine = build(model, Precision.INT8, tmp_path)
+
+    assert engine.layer_shares == {"int8": 1.0}
+    assert not engine.float_layers

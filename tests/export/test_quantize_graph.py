@@ -251,8 +251,21 @@ def test_transposed_weights_have_scales_along_their_second_axis(rng: np.random.G
     assert (error <= 0.51 * found.scales).all()  # half a step, and float32
 
 
-def test_weights_below_fp16_stay_float(rng: np.random.Generator) -> None:
-    weight = (rng.normal(size=(4, 4, 1, 1)) * 1e-4).astype(np.float32)
+def test_weights_below_fp16_keep_all_their_bits(rng: np.random.Generator) -> None:
+    weight = rng.normal(size=(4, 4, 1, 1)) * 1e-4
+    weight[1] *= 1e-6  # a dead channel
+
+    found = quantize_weight(weight.astype(np.float32), axis=0)
+
+    assert found is not None
+    assert (found.scales < MIN_SCALE).all()
+    assert found.scales[1] == pytest.approx(0.01 * found.scales.max())
+    error = np.abs(found.dequantized() - weight).max(axis=(1, 2, 3))
+    assert (error <= 0.51 * found.scales).all()
+
+
+def test_weights_beyond_fp16_stay_float(rng: np.random.Generator) -> None:
+    weight = (rng.normal(size=(4, 4, 1, 1)) * 1e8).astype(np.float32)
 
     assert quantize_weight(weight, axis=0) is None
 

@@ -80,8 +80,8 @@ class Int8Builder:
 
         Args:
             method: of the thresholds.
-            keep_float: names of convolutions to leave in float. Others stay float where a scale
-                would be no normal FP16 number; the result says so.
+            keep_float: names of convolutions to leave in float. Others stay float where the scale
+                of what they read would be no normal FP16 number; the result says so.
 
         Raises:
             ValueError: `keep_float` names what is no convolution of `nodes`.
@@ -151,7 +151,7 @@ class Int8Builder:
 
     def _unfit_weights(self) -> dict[str, str]:
         return {
-            name: "its weights are too small or too large for FP16 scales"
+            name: "its weights are too large for FP16 scales"
             for name in self.nodes
             if self._weight(name) is None
         }

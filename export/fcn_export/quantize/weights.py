@@ -11,7 +11,8 @@ from fcn_deploy.tensors import Array
 __all__ = ["MAX_SCALE", "MIN_SCALE", "QuantizedWeight", "quantize_weight"]
 
 MIN_SCALE = 2.0**-14
-"""Smallest normal FP16 number, 6.1e-5: with an FP16 remainder, scales are FP16."""
+"""Smallest normal FP16 number, 6.1e-5. A layer with smaller scales computes in int8 as well, but
+where TensorRT runs the rest in FP16, it reads and gives float32."""
 
 MAX_SCALE = 65504.0
 """Largest FP16 number."""
@@ -27,7 +28,7 @@ _SHORT = 0.5
 Convolutions with many inputs begin with weights about so small (2048 channels of 3x3)."""
 
 _NEGLIGIBLE = 0.01
-"""Of the layer's largest weight: a channel below it may lose its small weights to `MIN_SCALE`."""
+"""Of the layer's largest weight: of a channel below it, small weights may be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +62,18 @@ def quantize_weight(weight: Array, *, axis: int, groups: int = 1) -> QuantizedWe
         axis: of the output channels.
 
     Returns:
-        None where no normal FP16 number comes near enough to a scale whose channel counts.
+        None where a scale would be above `MAX_SCALE`. None is below `MIN_SCALE` where that is near
+        enough to all that a channel that counts needs.
     """
     wide = weight.astype(np.float64)
     others = tuple(index for index in range(weight.ndim) if index != axis)
     largest = np.abs(wide).max(axis=others)  # [C]
     needed = np.maximum(largest / _LEVELS, _largest_pairs(wide, axis, groups) / _PAIR_LIMIT)
-    too_small = (needed < _SHORT * MIN_SCALE) & (largest > _NEGLIGIBLE * largest.max())
-    if too_small.any() or needed.max() > MAX_SCALE:
+    if needed.max() > MAX_SCALE:
         return None
-    scales = np.maximum(needed, MIN_SCALE).astype(np.float32)
+    too_small = (needed < _SHORT * MIN_SCALE) & (largest > _NEGLIGIBLE * largest.max())
+    least = min(MIN_SCALE, _NEGLIGIBLE * needed.max()) if too_small.any() else MIN_SCALE
+    scales = np.maximum(needed, least).astype(np.float32)
     steps = np.rint(wide / _spread(scales.astype(np.float64), weight.ndim, axis))
     return QuantizedWeight(np.clip(steps, -_LEVELS, _LEVELS).astype(np.int8), scales, axis)
 
