@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def main() -> int:
     fp32, int8 = (
         artifact.check(artifact.variant(p).file) for p in (Precision.FP32, Precision.INT8)
     )
-    color = artifact.manifest.inputs[0].color or "bgr"
+    color: Literal["bgr", "rgb"] = "rgb" if artifact.manifest.inputs[0].color == "rgb" else "bgr"
     with tempfile.TemporaryDirectory() as folder:
         chosen = CalibrationImages.find(options.calibrate, size=shapes.opt[1:], limit=options.limit)
         frames = Path(folder, "frames.npz")

@@ -13,7 +13,8 @@ from onnx import numpy_helper
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Precision
 from fcn_export.engine import BuildConfig, BuiltEngine, build_engine, image_profile
-from tests.export.engine_families import FAMILIES, FCNS, in_precision, traced
+from fcn_export.quantize.uncalibrated import uncalibrated_variant
+from tests.export.engine_families import FAMILIES, FCNS, traced
 from tests.export.engine_graphs import IMAGE, write
 
 PROFILES = (
@@ -36,7 +37,7 @@ def graph() -> Callable[[str], onnx.ModelProto]:
 
 
 def build(model: onnx.ModelProto, precision: Precision, folder: Path) -> BuiltEngine:
-    path = write(in_precision(model, precision), folder)
+    path = write(uncalibrated_variant(model, precision), folder)
     config = BuildConfig(
         library="tensorrt-rtx",
         precision=precision,
