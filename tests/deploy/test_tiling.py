@@ -13,7 +13,7 @@ from fcn_deploy.loading import ModelFile, OpenedModel, OutputFormat
 from fcn_deploy.manifest import SeenByNetwork
 from fcn_deploy.tensors import Precision
 from fcn_deploy.tiling import Tiling
-from tests.deploy.test_manifest import example_manifest
+from tests.deploy.manifests import example_manifest
 
 SEEN = SeenByNetwork((8, 8), (3.5, 3.5), (60, 60), (40, 41), (42, 44), (32, 16))
 
