@@ -9,8 +9,10 @@ from typing import Any, cast
 import pytest
 
 from fcn_deploy.artifact import Artifact
-from fcn_deploy.loading import ModelFile, OpenedModel, OutputFormat
+from fcn_deploy.loading import OpenedModel
 from fcn_deploy.manifest import SeenByNetwork
+from fcn_deploy.model_file import ModelFile
+from fcn_deploy.output_format import OutputFormat
 from fcn_deploy.tensors import Precision
 from fcn_deploy.tiling import Tiling
 from tests.deploy.manifests import example_manifest
