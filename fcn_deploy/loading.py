@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from fcn_deploy.backends.base import Backend, ExecutionContext, LabellingContext
 from fcn_deploy.backends.execution_providers import ProviderList
 from fcn_deploy.choice import choose_backend, choose_precision
+from fcn_deploy.draw import voc_palette
 from fcn_deploy.errors import ArtifactError, BackendUnavailableError, ManifestError
-from fcn_deploy.manifest import Preprocess
+from fcn_deploy.manifest import ClassInfo, Preprocess
 from fcn_deploy.model_file import ModelFile, locate_model
 from fcn_deploy.output_format import OutputFormat, output_format
 from fcn_deploy.peel import PeeledTail, peel_tail
@@ -23,6 +24,7 @@ from fcn_deploy.preprocess import (
     InputFormat,
     input_format,
 )
+from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tail import find_tail
 from fcn_deploy.tensors import ColorOrder, NetworkColor, Precision
 from fcn_deploy.tuned import kept_rows
@@ -49,6 +51,34 @@ class OpenedModel:
     output_format: OutputFormat
     num_streams: int = 1
     scores_context: ExecutionContext | None = None
+
+    @property
+    def shapes(self) -> ShapeRange | None:
+        """Shapes that the artifact was verified for; None for a bare graph."""
+        manifest = self.file.manifest
+        return None if manifest is None else manifest.shapes
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """Name and colour of each class id; empty where a bare graph does not say how many."""
+        if self.file.manifest is not None:
+            return self.file.manifest.classes
+        count = self._channels() or 0
+        names = range(2 if count == 1 else count)
+        return tuple(
+            ClassInfo(str(label), color)
+            for label, color in zip(names, voc_palette(len(names)), strict=True)
+        )
+
+    def _channels(self) -> int | None:
+        form, context = self.output_format, self.context
+        name = form.name
+        if form.kind != "scores":
+            if self.scores_context is None or form.inner_scores is None:
+                return None
+            name, context = form.inner_scores, self.scores_context
+        spec = next(spec for spec in context.outputs if spec.name == name)
+        return spec.shape[form.class_axis]
 
 
 def open_model(
