@@ -1,4 +1,4 @@
-"""A manifest in which every kind of entry occurs."""
+"""A manifest that says the least, and one in which every kind of entry occurs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,20 @@ from fcn_deploy.manifest import (
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Precision
 
-__all__ = ["example_manifest"]
+__all__ = ["MANIFEST", "example_manifest"]
 
 _SHA256 = "0" * 64
+
+MANIFEST = Manifest(
+    inputs=(TensorInfo("image", "uint8", (None, None, None, 3), "NHWC", "bgr"),),
+    outputs=(TensorInfo("labels", "uint8", (None, None, None), "NHW"),),
+    shapes=ShapeRange((1, 64, 64), (1, 64, 64), (1, 64, 64)),
+    preprocess=Preprocess((0.5,), (0.5,), "gray"),
+    classes=(ClassInfo("one", (0, 0, 0)),),
+    variants=(Variant("model.onnx", Precision.FP32),),
+    source=Source("model.pt", None, None),
+    provenance={},
+)
 
 
 def example_manifest() -> Manifest:
