@@ -31,19 +31,13 @@ from fcn_export.graph import trace
 from fcn_export.graph_spec import GraphSpec, default_preprocess
 from fcn_export.models import FCN, Backbone
 from fcn_export.models.fcn import GEOMETRIES, VARIANTS, Geometry, Variant
-from fcn_export.passes.fp16 import convert_to_fp16, fp16_remainder
-from fcn_export.quantize.image_report import ImageReport
-from fcn_export.quantize.int8 import Int8Builder, prepare
-from fcn_export.quantize.placement import place
-from fcn_export.quantize.table import CalibrationKey, CalibrationTable
-from fcn_export.quantize.thresholds import METHODS
+from fcn_export.uncalibrated import in_precision
 
 if TYPE_CHECKING:
     from fcn_export.engine import BuiltEngine
 
 SHAPES = ShapeRange((1, 64, 64), (1, 512, 512), (8, 1024, 1024))
 _CLASSES = 21
-_THRESHOLD = 4.0
 _IMAGE = TensorSpec("image", "uint8", (None, None, None, 3))
 
 
@@ -148,27 +142,6 @@ def build(graph: onnx.ModelProto, precision: Precision) -> tuple[int, BuiltEngin
         path = Path(folder) / "model.onnx"
         path.write_bytes(in_precision(graph, precision).SerializeToString())
         return path.stat().st_size, build_engine(path, config)
-
-
-def in_precision(graph: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
-    """Give a graph's variant as a plan is built from it; the graph itself is not changed."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
-    if precision is Precision.FP16:
-        convert_to_fp16(copy)
-    if precision is Precision.INT8:
-        prepared = prepare(copy)
-        copy = Int8Builder(prepared, _made_up_table(prepared)).build(method="minmax").model
-        fp16_remainder(copy)
-    return copy
-
-
-def _made_up_table(model: onnx.ModelProto) -> CalibrationTable:
-    names = {name for group in place(model.graph).groups.values() for name in group}
-    sides = ((512, 512),) * 3
-    images = ImageReport(16, 16, (0.25,) * 4, (16,) * 4, 100.0, 20.0, 0, sides, (512, 512))
-    thresholds = {name: dict.fromkeys(METHODS, _THRESHOLD) for name in names}
-    return CalibrationTable(CalibrationKey("made", "up", "here"), thresholds, {}, images)
 
 
 if __name__ == "__main__":

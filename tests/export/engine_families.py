@@ -12,23 +12,15 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from examples.brain_tissue.network import brain_tissue_fcn
 from fcn_deploy.manifest import Preprocess
-from fcn_deploy.tensors import Precision
 from fcn_export.graph import trace
 from fcn_export.graph_spec import GraphSpec, default_preprocess
 from fcn_export.models import FCN, Backbone
 from fcn_export.models.fcn import Geometry, Variant
-from fcn_export.passes.fp16 import convert_to_fp16, fp16_remainder
-from fcn_export.quantize.image_report import ImageReport
-from fcn_export.quantize.int8 import Int8Builder, prepare
-from fcn_export.quantize.placement import place
-from fcn_export.quantize.table import CalibrationKey, CalibrationTable
-from fcn_export.quantize.thresholds import METHODS
 from tests.export.tiny_networks import seeded
 
-__all__ = ["FAMILIES", "FCNS", "in_precision", "traced"]
+__all__ = ["FAMILIES", "FCNS", "traced"]
 
 _CLASSES = 5
-_THRESHOLD = 4.0  # of every activation: only types matter here, not numbers
 
 
 class _Bottleneck(nn.Module):
@@ -125,26 +117,6 @@ def traced(family: str) -> onnx.ModelProto:
     classes = 4 if family == "brain" else _CLASSES
     spec = GraphSpec(preprocess, num_classes=classes, upsample=False)
     return trace(seeded(make).eval(), spec).model
-
-
-def in_precision(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
-    """Give a graph's variant as a plan is built from it; the model itself is not changed."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    if precision is Precision.FP16:
-        convert_to_fp16(copy)
-    if precision is Precision.INT8:
-        prepared = prepare(copy)
-        copy = Int8Builder(prepared, _table(prepared)).build(method="minmax").model
-        fp16_remainder(copy)
-    return copy
-
-
-def _table(model: onnx.ModelProto) -> CalibrationTable:
-    names = {name for group in place(model.graph).groups.values() for name in group}
-    images = ImageReport(16, 16, (0.25,) * 4, (16,) * 4, 100.0, 20.0, 0, ((32, 32),) * 3, (32, 32))
-    thresholds = {name: dict.fromkeys(METHODS, _THRESHOLD) for name in names}
-    return CalibrationTable(CalibrationKey("m", "d", "s"), thresholds, {}, images)
 
 
 def _conv_norm(

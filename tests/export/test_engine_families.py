@@ -11,7 +11,8 @@ import pytest
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Precision
 from fcn_export.engine import BuildConfig, BuiltEngine, build_engine, image_profile
-from tests.export.engine_families import FAMILIES, FCNS, in_precision, traced
+from fcn_export.uncalibrated import in_precision
+from tests.export.engine_families import FAMILIES, FCNS, traced
 from tests.export.engine_graphs import IMAGE, write
 
 PROFILES = (
