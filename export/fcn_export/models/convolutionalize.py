@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
+from fcn_export.foreign_errors import first_line
 from fcn_export.models.nodes import (
     describe,
     is_elementwise,
@@ -22,7 +23,7 @@ from fcn_export.models.nodes import (
     layer_of,
     operation,
 )
-from fcn_export.models.tracing import ShapeRecorder, first_line, trace_with_shapes, unsupported
+from fcn_export.models.tracing import ShapeRecorder, trace_with_shapes, unsupported
 from fcn_export.models.windows import (
     FLATTENING,
     Window,

@@ -9,9 +9,10 @@ import torch
 from torch import fx, nn
 
 from fcn_deploy.errors import UnsupportedModelError
+from fcn_export.foreign_errors import first_line
 from fcn_export.models.nodes import describe
 
-__all__ = ["ShapeRecorder", "first_line", "trace_with_shapes", "unsupported"]
+__all__ = ["ShapeRecorder", "trace_with_shapes", "unsupported"]
 
 _HINT = (
     "A classifier must be a convolutional trunk, pooling, flatten and linear layers, "
@@ -81,8 +82,3 @@ def unsupported(reason: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"the classifier cannot be made fully convolutional: {reason}.", hint=_HINT
     )
-
-
-def first_line(error: BaseException) -> str:
-    """Give what a foreign error says first."""
-    return (str(error).strip().splitlines() or ["no reason given"])[0][:300]
