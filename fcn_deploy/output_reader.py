@@ -88,15 +88,7 @@ class OutputReader:
         return found
 
     def scores_at_pixels(self, scores: Array, size: tuple[int, int]) -> Array:
-        """Enlarge a result's scores as its labels were made of them.
-
-        Args:
-            scores: float32 [C, h, w], as in `Segmentation.scores`.
-            size: (height, width) of the frame in px.
-
-        Returns:
-            float32 [C, height, width], owned by the caller.
-        """
+        """Enlarge one frame's scores [C, h, w] to (height, width) px, as its labels are made."""
         peeled = self.form.peeled
         padded = size if self.shapes is None else self.shapes.padded_size(*size)
         samples = scores.shape[1], scores.shape[2]
