@@ -20,13 +20,13 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from fcn_deploy.artifact import Artifact
 from fcn_deploy.machine import usable_cores
-from fcn_deploy.tensors import Array, Precision
+from fcn_deploy.tensors import Array, ColorOrder, Precision
 from fcn_export.fidelity import label_agreement
 from fcn_export.quantize.images import CalibrationImages, fit_frame
 
@@ -48,7 +48,7 @@ def main() -> int:
     fp32, int8 = (
         artifact.check(artifact.variant(p).file) for p in (Precision.FP32, Precision.INT8)
     )
-    color: Literal["bgr", "rgb"] = "rgb" if artifact.manifest.inputs[0].color == "rgb" else "bgr"
+    color: ColorOrder = "rgb" if artifact.manifest.inputs[0].color == "rgb" else "bgr"
     with tempfile.TemporaryDirectory() as folder:
         chosen = CalibrationImages.find(options.calibrate, size=shapes.opt[1:], limit=options.limit)
         frames = Path(folder, "frames.npz")

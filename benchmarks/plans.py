@@ -31,7 +31,7 @@ from fcn_export.graph import trace
 from fcn_export.graph_spec import GraphSpec, default_preprocess
 from fcn_export.models import FCN, Backbone
 from fcn_export.models.fcn import GEOMETRIES, VARIANTS, Geometry, Variant
-from fcn_export.quantize.uncalibrated import uncalibrated_variant
+from fcn_export.uncalibrated import in_precision
 
 if TYPE_CHECKING:
     from fcn_export.engine import BuiltEngine
@@ -140,7 +140,7 @@ def build(graph: onnx.ModelProto, precision: Precision) -> tuple[int, BuiltEngin
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(uncalibrated_variant(graph, precision).SerializeToString())
+        path.write_bytes(in_precision(graph, precision).SerializeToString())
         return path.stat().st_size, build_engine(path, config)
 
 

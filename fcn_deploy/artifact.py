@@ -30,13 +30,12 @@ from fcn_deploy.errors import (
     ManifestError,
     OutputExistsError,
 )
-from fcn_deploy.manifest import (
+from fcn_deploy.manifest import FileEntry, Manifest, Variant, check_file_name
+from fcn_deploy.manifest_json import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
-    FileEntry,
-    Manifest,
-    Variant,
-    check_file_name,
+    manifest_from_json,
+    manifest_to_json,
 )
 from fcn_deploy.plain_files import read_plain_file, sha256_of
 from fcn_deploy.tensors import Precision
@@ -69,7 +68,7 @@ class Artifact:
                 f"there is no artifact folder at '{folder}'.", hint="fcn-export MODEL makes one."
             )
         content = read_plain_file(folder / MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
-        return cls(folder, Manifest.from_json(content))
+        return cls(folder, manifest_from_json(content))
 
     def __repr__(self) -> str:
         return f"Artifact('{self.path}', variants={[v.file for v in self.manifest.variants]})"
@@ -220,7 +219,7 @@ class ArtifactWriter:
         if any(entry.name == MANIFEST_NAME for entry in entries):
             raise ManifestError(f"'{MANIFEST_NAME}' is written by commit, not by add.")
         complete = replace(manifest, files=tuple(entries))
-        self.add(MANIFEST_NAME, complete.to_json())
+        self.add(MANIFEST_NAME, manifest_to_json(complete))
         self.folder.chmod(0o755)
         _sync_folder(self.folder)
         self._move_into_place()

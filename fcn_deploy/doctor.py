@@ -15,9 +15,9 @@ from fcn_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from fcn_deploy.errors import BackendUnavailableError
 from fcn_deploy.field_summary import summarize_field
 from fcn_deploy.libraries import LibraryStatus, check_libraries
-from fcn_deploy.loading import ModelFile, locate_model
 from fcn_deploy.machine import Machine, describe_machine, distribution_version, version_numbers
 from fcn_deploy.manifest import Fidelity, Manifest, SeenByNetwork
+from fcn_deploy.model_file import ModelFile, locate_model
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.tensors import Precision
 

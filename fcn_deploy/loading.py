@@ -1,134 +1,37 @@
-"""From a path to everything a Segmenter needs: an artifact, a file in one, or anyone's graph."""
+"""From a path to what a Segmenter holds: a loaded network, and how to feed and read it."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Literal
 
-from fcn_deploy.artifact import Artifact, is_artifact
-from fcn_deploy.backends.base import Backend, ExecutionContext, LabellingContext, ModelSource
+from fcn_deploy.backends.base import Backend, ExecutionContext, LabellingContext
 from fcn_deploy.backends.execution_providers import ProviderList
-from fcn_deploy.choice import choose_backend, choose_plan, choose_precision, parse_precision
-from fcn_deploy.errors import (
-    ArtifactError,
-    ArtifactMissingError,
-    BackendUnavailableError,
-    ManifestError,
-    UntrustedArtifactError,
-)
-from fcn_deploy.manifest import Manifest, Preprocess
-from fcn_deploy.onnx_scan import OnnxGraph, scan_onnx
+from fcn_deploy.choice import choose_backend, choose_precision
+from fcn_deploy.draw import voc_palette
+from fcn_deploy.errors import ArtifactError, BackendUnavailableError, ManifestError
+from fcn_deploy.manifest import ClassInfo, Preprocess
+from fcn_deploy.model_file import ModelFile, locate_model
+from fcn_deploy.output_format import OutputFormat, output_format
 from fcn_deploy.peel import PeeledTail, peel_tail
-from fcn_deploy.plain_files import read_plain_file
-from fcn_deploy.preprocess import InputFormat, input_format
+from fcn_deploy.preprocess import (
+    IMAGENET_GRAY_MEAN,
+    IMAGENET_GRAY_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    InputFormat,
+    input_format,
+)
+from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tail import find_tail
-from fcn_deploy.tensors import ColorOrder, NetworkColor, Precision, TensorSpec
+from fcn_deploy.tensors import ColorOrder, NetworkColor, Precision
 from fcn_deploy.tuned import kept_rows
 
-__all__ = ["ModelFile", "OpenedModel", "OutputFormat", "locate_model", "open_model"]
+__all__ = ["OpenedModel", "open_model"]
 
 _log = logging.getLogger(__name__)
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """One graph on disk, and the artifact that vouches for it, if any.
-
-    Attributes:
-        precision: that the file is meant for; None leaves it to the caller.
-        backend: that alone runs it, of plans; None for graphs.
-        reason: why this file of several, a phrase.
-    """
-
-    path: Path
-    artifact: Artifact | None
-    precision: Precision | None = None
-    backend: str | None = None
-    reason: str = ""
-
-    @property
-    def manifest(self) -> Manifest | None:
-        """The artifact's manifest; None for a bare file."""
-        return self.artifact.manifest if self.artifact is not None else None
-
-    @cached_property
-    def data(self) -> bytes:
-        """The file's bytes, checked against the manifest's digest where there is one."""
-        if self.artifact is not None:
-            return self.artifact.read(self.path.name)
-        return read_plain_file(self.path)
-
-    @cached_property
-    def graph(self) -> OnnxGraph | None:
-        """The scanned graph; None for OpenVINO's own format and for plans."""
-        if self.path.suffix != ".onnx":
-            return None
-        graph = scan_onnx(self.data, name=f"'{self.path}'", folder=self.path.parent)
-        if self.artifact is not None:
-            for name in graph.external_files:
-                self.artifact.check(name)
-        return graph
-
-    def source(self, *, outputs: Sequence[str] | None = None, cached: bool = False) -> ModelSource:
-        """Give what a backend opens.
-
-        Args:
-            outputs: tensors to give out in place of the graph's own; None keeps these.
-            cached: let the backend keep the compiled network in the user's cache.
-
-        Raises:
-            ArtifactError: the file is damaged, foreign or unsafe to parse.
-        """
-        if self.path.suffix == ".plan":
-            return ModelSource(self.path, self.data, manifest=self.manifest)
-        if self.graph is None or self.graph.external_files:
-            return ModelSource(self.path)
-        digest = hashlib.sha256(self.data).hexdigest() if cached else None
-        return ModelSource(
-            self.path, self.data, None if outputs is None else tuple(outputs), digest=digest
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class OutputFormat:
-    """What a graph's outputs mean.
-
-    Attributes:
-        kind: ``"labels"``, or ``"scores"`` where the argmax is left to the runtime.
-        name: of the output that holds them.
-        class_axis: of scores: 1 for [N, C, H, W], 3 for [N, H, W, C].
-        threshold: of a single class's score, above which a pixel is of the class.
-        confidence: name of the output with the label's probability, or None.
-        inner_scores: name of the tensor that holds the scores before upsampling, or None where
-            they are the output itself or unknown.
-        inner_class_axis: of that tensor.
-        on_device: whether the labels are made of the inner scores where the network runs, and not
-            in its graph.
-        not_on_device_because: a phrase, where a device might have labelled its scores.
-        peeled: what the runtime does in place of the graph's tail; None where nothing.
-        not_peeled_because: a phrase, where the graph makes the labels itself.
-    """
-
-    kind: Literal["labels", "scores"]
-    name: str
-    class_axis: int = 1
-    threshold: float = 0.0
-    confidence: str | None = None
-    inner_scores: str | None = None
-    inner_class_axis: int = 1
-    on_device: bool = False
-    not_on_device_because: str | None = None
-    peeled: PeeledTail | None = None
-    not_peeled_because: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,70 +52,33 @@ class OpenedModel:
     num_streams: int = 1
     scores_context: ExecutionContext | None = None
 
+    @property
+    def shapes(self) -> ShapeRange | None:
+        """Shapes that the artifact was verified for; None for a bare graph."""
+        manifest = self.file.manifest
+        return None if manifest is None else manifest.shapes
 
-def locate_model(
-    path: str | os.PathLike[str],
-    *,
-    backend: str = "auto",
-    precision: str = "auto",
-    trust_code: bool = False,
-) -> ModelFile:
-    """Find the file that a path means: an artifact's variant, a file in an artifact, a bare file.
-
-    Args:
-        backend: chooses between an artifact's plans and its graphs; ``"auto"`` takes a plan where
-            it can run here.
-        precision: chooses among an artifact's variants; ``"auto"`` takes fp32's graph, which
-            bf16 runs too.
-        trust_code: take a plan that is in no artifact: it holds code that is run.
-
-    Raises:
-        ArtifactMissingError: nothing is there, or the artifact has no such variant.
-        ArtifactError: the file is of no kind that can be run.
-        BackendUnavailableError: the backend of plans that was asked for cannot run here.
-        UntrustedArtifactError: it is a plan in no artifact, and nobody vouched for it.
-    """
-    place = Path(path)
-    if place.is_dir():
-        artifact = Artifact.open(place)
-        plan, why = choose_plan(artifact.manifest, backend=backend, precision=precision)
-        if plan is not None:
-            file = artifact.path / plan.file
-            return ModelFile(file, artifact, plan.precision, plan.backend, why)
-        wanted = Precision.FP32 if precision == "auto" else parse_precision(precision)
-        variant = artifact.variant(wanted)
-        return ModelFile(artifact.path / variant.file, artifact, reason=why)
-    if not place.exists():
-        raise ArtifactMissingError(
-            f"there is no '{place}'.", hint="Give an artifact folder or an .onnx file."
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """Name and colour of each class id; empty where a bare graph does not say how many."""
+        if self.file.manifest is not None:
+            return self.file.manifest.classes
+        count = self._channels() or 0
+        names = range(2 if count == 1 else count)
+        return tuple(
+            ClassInfo(str(label), color)
+            for label, color in zip(names, voc_palette(len(names)), strict=True)
         )
-    if place.suffix not in (".onnx", ".xml", ".plan"):
-        raise ArtifactError(
-            f"'{place}' cannot be run; expected an artifact folder, an .onnx, .xml or .plan file.",
-            hint="A PyTorch checkpoint becomes an artifact by fcn-export.",
-        )
-    if is_artifact(place.parent):
-        artifact = Artifact.open(place.parent)
-        for variant in artifact.manifest.variants:
-            if variant.file == place.name:
-                return ModelFile(place, artifact, variant.precision, variant.backend)
-    if place.suffix != ".plan":
-        return ModelFile(place, None)
-    if not trust_code:
-        raise UntrustedArtifactError(
-            f"'{place}' is a plan outside of an artifact: it holds code that is run.",
-            hint="Run it with --trust-code if you trust where it comes from.",
-        )
-    return ModelFile(place, None, _precision_in_name(place))
 
-
-def _precision_in_name(plan: Path) -> Precision:
-    """Read the precision from a plan's name, as fcn-export gives it: model.fp16.tensorrt.plan."""
-    for part in plan.name.split("."):
-        if part in list(Precision):
-            return Precision(part)
-    _log.warning("'%s' does not say its precision in its name; it is reported as fp32.", plan)
-    return Precision.FP32
+    def _channels(self) -> int | None:
+        form, context = self.output_format, self.context
+        name = form.name
+        if form.kind != "scores":
+            if self.scores_context is None or form.inner_scores is None:
+                return None
+            name, context = form.inner_scores, self.scores_context
+        spec = next(spec for spec in context.outputs if spec.name == name)
+        return spec.shape[form.class_axis]
 
 
 def open_model(
@@ -277,7 +143,7 @@ def open_model(
             reason=f"{backend_reason}; {precision_reason}",
             context=context,
             input_format=_input_format(file, context, preprocess),
-            output_format=_output_format(file, context, peeled),
+            output_format=output_format(file, context.outputs, peeled),
             num_streams=num_streams,
         )
         return _label_on_device(model)
@@ -312,9 +178,11 @@ def _preprocess(
             )
         return file.manifest.preprocess
     gray = color == "gray"
+    usual_mean = IMAGENET_GRAY_MEAN if gray else IMAGENET_MEAN
+    usual_std = IMAGENET_GRAY_STD if gray else IMAGENET_STD
     return Preprocess(
-        mean=tuple(mean if mean is not None else (0.449,) if gray else IMAGENET_MEAN),
-        std=tuple(std if std is not None else (0.226,) if gray else IMAGENET_STD),
+        mean=tuple(usual_mean if mean is None else mean),
+        std=tuple(usual_std if std is None else std),
         color=color or "rgb",
     )
 
@@ -363,38 +231,6 @@ def _peel(file: ModelFile) -> PeeledTail | str:
     return peel_tail(graph, find_tail(graph))
 
 
-def _output_format(
-    file: ModelFile, context: ExecutionContext, peeled: PeeledTail | str
-) -> OutputFormat:
-    if isinstance(peeled, PeeledTail):
-        return OutputFormat("scores", peeled.scores, threshold=peeled.threshold, peeled=peeled)
-    outputs = {spec.name: spec for spec in context.outputs}
-    confidence = "confidence" if file.manifest is not None and "confidence" in outputs else None
-    main = _main_output(file, [spec for spec in context.outputs if spec.name != confidence])
-    tail = find_tail(file.graph, output=main.name) if file.graph is not None else None
-    scores, class_axis = None, 1
-    if tail is not None:
-        # a crop or a transposed convolution says more than sizes where scores lie
-        inner = None if tail.crops or tail.coordinates == "transposed" else tail.low_scores
-        scores = inner or tail.scores
-        class_axis = tail.class_axis if inner is None else tail.low_class_axis
-    found = OutputFormat(
-        kind="labels" if main.dtype.startswith(("int", "uint", "bool")) else "scores",
-        name=main.name,
-        class_axis=1 if tail is None else tail.class_axis,
-        threshold=0.5 if tail is not None and (tail.activation or tail.probabilities) else 0.0,
-        confidence=confidence,
-        inner_scores=scores if scores != main.name else None,
-        inner_class_axis=class_axis,
-        not_peeled_because=peeled if tail is not None and tail.labels is not None else None,
-    )
-    if found.kind == "scores" and len(main.shape) != 4:
-        raise ArtifactError(
-            f"'{file.path}' gives {main}; expected labels [N, H, W] or scores [N, C, H, W]."
-        )
-    return found
-
-
 def _label_on_device(model: OpenedModel) -> OpenedModel:
     """Let the device that has the scores make the labels of them, where it can."""
     context, form = model.context, model.output_format
@@ -424,20 +260,3 @@ def _label_on_device(model: OpenedModel) -> OpenedModel:
         on_device=True,
     )
     return replace(model, context=labels, scores_context=with_scores, output_format=made)
-
-
-def _main_output(file: ModelFile, outputs: Sequence[TensorSpec]) -> TensorSpec:
-    """Pick the output to label by: the only one, or the one with the usual name."""
-    if len(outputs) == 1:
-        return outputs[0]
-    for name in ("labels", "out", "scores", "logits", "output"):
-        for spec in outputs:
-            if spec.name == name:
-                return spec
-    images = [spec for spec in outputs if len(spec.shape) == 4]
-    if len(images) == 1:
-        return images[0]
-    raise ArtifactError(
-        f"'{file.path}' has several outputs: {'; '.join(map(str, outputs))}.",
-        hint="Export it again with fcn-export and --output-key.",
-    )

@@ -11,8 +11,8 @@ import numpy as np
 from fcn_deploy.errors import ExecutionError
 from fcn_deploy.head.geometry import Upsampled
 from fcn_deploy.head.part import AxisPart, upsample_argmax_part
-from fcn_deploy.loading import OutputFormat
 from fcn_deploy.manifest import ClassInfo
+from fcn_deploy.output_format import OutputFormat
 from fcn_deploy.preprocess import pad_frame
 from fcn_deploy.receptive_field import Span
 from fcn_deploy.segmentation import Segmentation

@@ -12,7 +12,24 @@ from fcn_deploy.errors import ArtifactError, DTypeError, FrameTooLargeError, Sha
 from fcn_deploy.manifest import Preprocess
 from fcn_deploy.tensors import Array, ColorOrder, TensorSpec
 
-__all__ = ["MAX_FRAME_PIXELS", "InputFormat", "check_frame", "input_format", "pad_frame"]
+__all__ = [
+    "IMAGENET_GRAY_MEAN",
+    "IMAGENET_GRAY_STD",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "MAX_FRAME_PIXELS",
+    "InputFormat",
+    "check_frame",
+    "input_format",
+    "pad_frame",
+]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Of values in 0..1, by channel: red, green, blue."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_GRAY_MEAN = (0.449,)
+"""Usual for networks of one channel that were pretrained on ImageNet: the mean of the three."""
+IMAGENET_GRAY_STD = (0.226,)
 
 MAX_FRAME_PIXELS = 1 << 31
 """Frames above two gigapixels are refused: OpenCV counts in 32 bits."""

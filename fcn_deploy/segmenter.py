@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 
-import numpy as np
-
-from fcn_deploy.backends.base import ContextManaged, ExecutionContext, RunTimes, TimedContext
+from fcn_deploy.backends.base import ContextManaged, RunTimes, TimedContext
 from fcn_deploy.backends.execution_providers import ProviderList
-from fcn_deploy.draw import voc_palette
-from fcn_deploy.errors import ArtifactError, ExecutionError, NonFiniteOutputError, ShapeError
-from fcn_deploy.head import upsample_argmax
-from fcn_deploy.head.geometry import Upsampled, interpolate
-from fcn_deploy.head.part import AxisPart, upsample_argmax_part
+from fcn_deploy.errors import ShapeError
 from fcn_deploy.loading import OpenedModel, open_model
 from fcn_deploy.manifest import ClassInfo, Manifest
+from fcn_deploy.output_reader import OutputReader
 from fcn_deploy.preprocess import check_frame, pad_frame
 from fcn_deploy.profile import ShapeRange
+from fcn_deploy.scores_network import ScoresNetwork
 from fcn_deploy.segmentation import Segmentation
 from fcn_deploy.tensors import Array, NetworkColor
 from fcn_deploy.tiling import Tiling
@@ -50,15 +45,17 @@ class Segmenter(ContextManaged):
     def __init__(self, model: OpenedModel, *, tile_pixels: int | None = None) -> None:
         super().__init__()
         self._model = model
-        self._scores_context: ExecutionContext | None = None
-        self._scores_lock = threading.Lock()
+        self._scores_network = ScoresNetwork(model)
         self.path = model.file.path
         self.backend = model.backend.name
         self.precision = model.precision
         self.num_streams = model.num_streams
         self.reason = model.reason
         self.manifest: Manifest | None = model.file.manifest
-        self.tiling = Tiling(model, self.shapes, tile_pixels=tile_pixels)
+        self._reader = OutputReader(
+            self.path.name, model.output_format, model.shapes, model.classes
+        )
+        self.tiling = Tiling(model, model.shapes, tile_pixels=tile_pixels)
 
     @classmethod
     def open(
@@ -136,14 +133,7 @@ class Segmenter(ContextManaged):
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
         """Name and colour of each class id; empty where a bare graph does not say how many."""
-        if self.manifest is not None:
-            return self.manifest.classes
-        count = self._channels() or 0
-        names = range(2 if count == 1 else count)
-        return tuple(
-            ClassInfo(str(label), color)
-            for label, color in zip(names, voc_palette(len(names)), strict=True)
-        )
+        return self._model.classes
 
     @property
     def head(self) -> str:
@@ -162,7 +152,7 @@ class Segmenter(ContextManaged):
     @property
     def shapes(self) -> ShapeRange | None:
         """Shapes that the artifact was verified for; None for a bare graph."""
-        return self.manifest.shapes if self.manifest is not None else None
+        return self._model.shapes
 
     def __call__(self, frame_bgr: Array, *, scores: bool = False) -> Segmentation:
         """Segment one frame.
@@ -239,7 +229,7 @@ class Segmenter(ContextManaged):
         Raises:
             ExecutionError: the backend failed.
         """
-        context = self._context_with_scores() if scores else self._model.context
+        context = self._scores_network.context() if scores else self._model.context
         return context.execute(feeds)
 
     def execute_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes | None]:
@@ -259,26 +249,7 @@ class Segmenter(ContextManaged):
         self, outputs: Mapping[str, Array], frames_bgr: Sequence[Array], *, scores: bool = False
     ) -> list[Segmentation]:
         """Turn what `execute` gave into one result a frame, of the frames' own size."""
-        form = self._model.output_format
-        size: tuple[int, int] = frames_bgr[0].shape[:2]
-        if form.kind == "labels":
-            labels = self._crop_labels(outputs[form.name], size)
-        else:
-            labels = self._label(_classes_first(outputs[form.name], form.class_axis), size)
-        all_scores = self.scores_of(outputs) if scores else None
-        confidence = None
-        if form.confidence is not None:
-            confidence = outputs[form.confidence][:, : size[0], : size[1]]
-        return [
-            Segmentation(
-                labels=labels[i],
-                classes=self.classes,
-                scores=None if all_scores is None else all_scores[i],
-                confidence=None if confidence is None else np.ascontiguousarray(confidence[i]),
-                frame_bgr=frame,
-            )
-            for i, frame in enumerate(frames_bgr)
-        ]
+        return self._reader.results(outputs, frames_bgr, scores=scores)
 
     def scores_of(self, outputs: Mapping[str, Array]) -> Array:
         """Give the scores [N, C, h, w] before upsampling, of what `execute` gave with scores.
@@ -286,31 +257,7 @@ class Segmenter(ContextManaged):
         Raises:
             NonFiniteOutputError: a score is NaN or infinite.
         """
-        form = self._model.output_format
-        if form.inner_scores is None:
-            found = _classes_first(outputs[form.name], form.class_axis)
-        else:
-            found = _classes_first(outputs[form.inner_scores], form.inner_class_axis)
-        if not np.isfinite(found).all():
-            raise NonFiniteOutputError(
-                f"the scores of '{self.path.name}' hold NaN or infinity.",
-                hint="Run it in fp32; if they stay, the weights or the input are at fault.",
-            )
-        return found
-
-    def close(self) -> None:
-        """Free the networks. May be called twice."""
-        super().close()
-        self._model.context.close()
-        with self._scores_lock:
-            if self._scores_context is not None:
-                self._scores_context.close()
-
-    def _segment(self, frames: Sequence[Array], *, scores: bool) -> list[Segmentation]:
-        if self.tiling.is_needed(frames[0].shape[:2]):
-            return self.tiling.segment(self, frames, scores=scores)
-        outputs = self.execute(self.prepare(frames), scores=scores)
-        return self.finish(outputs, frames, scores=scores)
+        return self._reader.scores_of(outputs)
 
     def scores_at_pixels(self, scores: Array, size: tuple[int, int]) -> Array:
         """Enlarge a result's scores as its labels were made of them.
@@ -322,13 +269,19 @@ class Segmenter(ContextManaged):
         Returns:
             float32 [C, height, width], owned by the caller.
         """
-        peeled = self._model.output_format.peeled
-        padded = size if self.shapes is None else self.shapes.padded_size(*size)
-        samples = scores.shape[1], scores.shape[2]
-        axes = Upsampled(samples[0], padded[0]), Upsampled(samples[1], padded[1])
-        if peeled is not None:
-            axes = peeled.upsampled(samples, padded)
-        return interpolate(scores, *axes)[:, : size[0], : size[1]].copy()
+        return self._reader.scores_at_pixels(scores, size)
+
+    def close(self) -> None:
+        """Free the networks. May be called twice."""
+        super().close()
+        self._model.context.close()
+        self._scores_network.close()
+
+    def _segment(self, frames: Sequence[Array], *, scores: bool) -> list[Segmentation]:
+        if self.tiling.is_needed(frames[0].shape[:2]):
+            return self.tiling.segment(self, frames, scores=scores)
+        outputs = self.execute(self.prepare(frames), scores=scores)
+        return self.finish(outputs, frames, scores=scores)
 
     def _parts(self, frames: list[Array]) -> Iterator[list[Array]]:
         step = self._model.input_format.batch_size or self.tiling.batch_size(
@@ -344,67 +297,3 @@ class Segmenter(ContextManaged):
             step = min(step, -(-len(frames) // self.num_streams))  # a part for each stream
         for start in range(0, len(frames), step):
             yield frames[start : start + step]
-
-    def _label(self, scores: Array, size: tuple[int, int]) -> Array:
-        """Give labels [N, H, W] of scores [N, C, h, w]."""
-        form = self._model.output_format
-        padded = size if self.shapes is None else self.shapes.padded_size(*size)
-        if form.peeled is None:
-            if self.shapes is not None:  # an artifact's scores are of the padded frame's size
-                scores = scores[:, :, : size[0], : size[1]]
-            return upsample_argmax(scores, size, threshold=form.threshold)
-        rows, columns = form.peeled.upsampled((scores.shape[2], scores.shape[3]), padded)
-        if min(rows.size - size[0], columns.size - size[1]) < 0:
-            raise self._labels_misfit([len(scores), rows.size, columns.size], size)
-        parts = (AxisPart(rows, 0, size[0]), AxisPart(columns, 0, size[1]))
-        return upsample_argmax_part(scores, *parts, threshold=form.threshold)
-
-    def _crop_labels(self, labels: Array, size: tuple[int, int]) -> Array:
-        """Cut labels [N, H, W] to the frame's size, as uint8, or uint16 above 256 classes."""
-        if labels.ndim == 4 and labels.shape[1] == 1:
-            labels = labels[:, 0]  # some exporters keep the axis of the classes
-        if labels.ndim != 3 or labels.shape[1] < size[0] or labels.shape[2] < size[1]:
-            raise self._labels_misfit(labels.shape, size)
-        if labels.dtype not in (np.uint8, np.uint16):
-            many = len(self.classes) > 256 or int(labels.max()) > 255
-            labels = labels.astype(np.uint16 if many else np.uint8)
-        if labels.shape[1:] == size:
-            return labels
-        return np.ascontiguousarray(labels[:, : size[0], : size[1]])
-
-    def _labels_misfit(self, shape: Sequence[int], size: tuple[int, int]) -> ExecutionError:
-        return ExecutionError(
-            f"'{self.path.name}' gave labels {list(shape)} for frames of {list(size)}."
-        )
-
-    def _context_with_scores(self) -> ExecutionContext:
-        model, form = self._model, self._model.output_format
-        if model.scores_context is not None:
-            return model.scores_context
-        if form.inner_scores is None and form.kind == "scores":
-            return model.context
-        if form.inner_scores is None or model.file.source().data is None:
-            raise ArtifactError(
-                f"the class scores were not found in '{self.path}'.",
-                hint="Export the model again with --head scores.",
-            )
-        with self._scores_lock:
-            if self._scores_context is None:
-                wanted = [*(spec.name for spec in model.context.outputs), form.inner_scores]
-                source = model.file.source(outputs=wanted)
-                self._scores_context = model.backend.open(source, precision=model.precision)
-            return self._scores_context
-
-    def _channels(self) -> int | None:
-        form, context = self._model.output_format, self._model.context
-        name = form.name
-        if form.kind != "scores":
-            if self._model.scores_context is None or form.inner_scores is None:
-                return None
-            name, context = form.inner_scores, self._model.scores_context
-        spec = next(spec for spec in context.outputs if spec.name == name)
-        return spec.shape[form.class_axis]
-
-
-def _classes_first(scores: Array, class_axis: int) -> Array:
-    return scores if class_axis == 1 else np.moveaxis(scores, class_axis, 1)  # [N, C, h, w]

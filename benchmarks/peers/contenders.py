@@ -8,8 +8,8 @@ from typing import Any
 
 from fcn_bench.network import Network
 from fcn_bench.opening import open_network
-from fcn_deploy.loading import IMAGENET_MEAN, IMAGENET_STD
 from fcn_deploy.machine import describe_machine
+from fcn_deploy.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from peers.libraries import LIBRARIES
 from peers.subject import Subject
 

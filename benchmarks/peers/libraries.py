@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fcn_bench.network import Network
-from fcn_deploy.loading import IMAGENET_MEAN, IMAGENET_STD
+from fcn_deploy.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from fcn_deploy.tensors import Array
 
 __all__ = ["LIBRARIES", "OpenCv", "OpenVino", "OrtSession", "with_gates_apart"]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fcn_deploy.errors import BackendUnavailableError, UnsupportedModelError
+from fcn_deploy.errors import UnsupportedModelError
+from fcn_export.libraries import torchvision_models
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -187,13 +188,7 @@ def build_architecture(recognised: Recognised) -> nn.Module:
     Raises:
         BackendUnavailableError: torchvision is not installed.
     """
-    try:
-        from torchvision.models import segmentation
-    except ImportError as exc:
-        raise BackendUnavailableError(
-            f"building {recognised.name} needs torchvision, which is not installed.",
-            hint="pip install 'fcn-deploy[export]'",
-        ) from exc
+    segmentation = torchvision_models(recognised.name).segmentation
     import torch
 
     options = {"weights": None, "weights_backbone": None, "num_classes": recognised.num_classes}

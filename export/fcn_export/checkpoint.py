@@ -20,6 +20,7 @@ from fcn_deploy.errors import (
     UntrustedArtifactError,
 )
 from fcn_export.checkpoint_info import METADATA_KEY
+from fcn_export.foreign_errors import first_line
 from fcn_export.model_file import ModelFile, ModelFormat, model_format, open_model_file
 from fcn_export.unpickling import PickleScan, harmless_globals, refused_name, scan_pickle
 
@@ -173,7 +174,7 @@ def _load_code(file: ModelFile, kind: ModelFormat) -> nn.Module:
                 module = torch.export.load(file.stream).module()
     except _READ_ERRORS as exc:
         raise UnsupportedModelError(
-            f"'{file.path}' could not be loaded by torch {torch.__version__}: {_first_line(exc)}",
+            f"'{file.path}' could not be loaded by torch {torch.__version__}: {first_line(exc)}",
             hint="Save it again with this version of torch, or give a state dict with --arch.",
         ) from exc
     return module
@@ -217,7 +218,7 @@ def _load_torch(file: ModelFile, kind: ModelFormat) -> Any:
 def _unreadable(file: ModelFile, exc: BaseException) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"'{file.path}' could not be read; it is damaged or cut short "
-        f"({type(exc).__name__}: {_first_line(exc)}).",
+        f"({type(exc).__name__}: {first_line(exc)}).",
         hint="Download or copy it again and compare its size with the origin's.",
     )
 
@@ -263,10 +264,6 @@ def _scan(file: ModelFile, kind: ModelFormat) -> PickleScan:
         record = next(x for x in archive.namelist() if x.rpartition("/")[2] == "data.pkl")
         with archive.open(record) as stream:
             return scan_pickle(BytesIO(stream.read(_MAX_SCANNED_BYTES)))
-
-
-def _first_line(exc: BaseException) -> str:
-    return (str(exc).strip().splitlines() or [type(exc).__name__])[0][:300]
 
 
 def _last_line(exc: BaseException) -> str:

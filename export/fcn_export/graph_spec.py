@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from fcn_deploy.manifest import Preprocess, TensorInfo
+from fcn_deploy.preprocess import (
+    IMAGENET_GRAY_MEAN,
+    IMAGENET_GRAY_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+)
 from fcn_deploy.tensors import ColorOrder, NetworkColor
 
 __all__ = [
@@ -30,10 +36,6 @@ SCORES = "scores"
 LOW_RESOLUTION_SCORES = "network_scores"
 """Scores before the last upsampling, where the graph has one that a runtime may take over."""
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
-# the usual one-channel values for networks pretrained on ImageNet: the means of the three
-_IMAGENET_GRAY = ((0.449,), (0.226,))
 _BT601_RGB = (0.299, 0.587, 0.114)
 
 
@@ -116,7 +118,7 @@ def label_dtype(num_classes: int) -> str:
 def default_preprocess(color: NetworkColor = "rgb") -> Preprocess:
     """Give ImageNet's statistics, in the network's own order of channels."""
     if color == "gray":
-        return Preprocess(*_IMAGENET_GRAY, color)
+        return Preprocess(IMAGENET_GRAY_MEAN, IMAGENET_GRAY_STD, color)
     if color == "bgr":
-        return Preprocess(_IMAGENET_MEAN[::-1], _IMAGENET_STD[::-1], color)
-    return Preprocess(_IMAGENET_MEAN, _IMAGENET_STD, color)
+        return Preprocess(IMAGENET_MEAN[::-1], IMAGENET_STD[::-1], color)
+    return Preprocess(IMAGENET_MEAN, IMAGENET_STD, color)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 from importlib.util import find_spec
+from typing import Any
 
 from fcn_deploy.errors import BackendUnavailableError
 
-__all__ = ["library_versions", "require_libraries"]
+__all__ = ["library_versions", "require_libraries", "torchvision_models"]
 
+_INSTALL = "pip install 'fcn-deploy[export]'"
 _NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")
 _RECORDED = (
     "fcn-deploy",
@@ -33,8 +35,26 @@ def require_libraries() -> None:
     if missing:
         raise BackendUnavailableError(
             f"an export needs {', '.join(missing)}, not installed here.",
-            hint="pip install 'fcn-deploy[export]'",
+            hint=_INSTALL,
         )
+
+
+def torchvision_models(network: str) -> Any:
+    """Give `torchvision.models`.
+
+    Args:
+        network: to be built, for the message.
+
+    Raises:
+        BackendUnavailableError: torchvision is not installed.
+    """
+    try:
+        from torchvision import models
+    except ImportError as exc:
+        raise BackendUnavailableError(
+            f"building {network} needs torchvision, which is not installed.", hint=_INSTALL
+        ) from exc
+    return models
 
 
 def library_versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from fcn_deploy.backends.base import ExecutionContext, ModelSource
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.onnx_scan import with_extra_outputs
 from fcn_deploy.tensors import Precision
+from fcn_export.foreign_errors import first_line
 from fcn_export.memory import release_freed_memory
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def write_onnx(
         onnx.checker.check_model(data if weights is None else str(path))
     except (onnx.checker.ValidationError, ValueError) as error:
         raise UnsupportedModelError(
-            f"'{path.name}' is no valid ONNX model: {str(error).splitlines()[0]}",
+            f"'{path.name}' is no valid ONNX model: {first_line(error)}",
             hint="Another --opset may help.",
         ) from error
     return OnnxFile(path, data, weights)

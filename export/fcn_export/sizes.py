@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fcn_deploy.errors import ExecutionError, UnsupportedModelError
 from fcn_deploy.profile import ShapeRange
+from fcn_export.foreign_errors import first_line
 
 __all__ = ["STEPS", "SizeRule", "find_size_rule", "fit_shapes"]
 
@@ -69,9 +70,10 @@ def find_size_rule(
         smallest = _smallest_size(run, step, min_size, max_size)
         return SizeRule(step, smallest, all(full))
     first = _trial_sizes(1)[0]
+    said = "nothing" if refusal is None else first_line(refusal)
     raise UnsupportedModelError(
         f"the network takes no size that was tried, up to multiples of {STEPS[-1]} px; "
-        f"at {first[0]}x{first[1]} it said: {_first_line(refusal)}",
+        f"at {first[0]}x{first[1]} it said: {said}",
         hint="A network with a fixed input size cannot be exported: make it fully convolutional "
         "(no Flatten and Linear after the last convolution).",
     ) from refusal
@@ -123,14 +125,9 @@ def _smallest_size(
                 raise UnsupportedModelError(
                     f"the network takes no size from {min_size[0]}x{min_size[1]} to "
                     f"{max_size[0]}x{max_size[1]} that was tried; at the largest it said: "
-                    f"{_first_line(error)}",
+                    f"{first_line(error)}",
                     hint="Choose another range with --min-size and --max-size.",
                 ) from error
         else:
             return height, width
         growth += 1
-
-
-def _first_line(error: BaseException | None) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -19,7 +19,7 @@ from fcn_deploy.tensors import Precision
 from fcn_deploy.tuned import kept_rows
 from tests.bench.conftest import TinyModel
 from tests.bench.samples import make_key, make_report, make_row
-from tests.deploy.test_artifact import MANIFEST
+from tests.deploy.manifests import MANIFEST
 
 
 @pytest.fixture(autouse=True)

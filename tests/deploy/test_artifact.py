@@ -24,28 +24,9 @@ from fcn_deploy.errors import (
     OutputExistsError,
     UntrustedArtifactError,
 )
-from fcn_deploy.manifest import (
-    ClassInfo,
-    Manifest,
-    Preprocess,
-    Source,
-    TensorInfo,
-    Variant,
-)
 from fcn_deploy.plain_files import read_plain_file
-from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Precision
-
-MANIFEST = Manifest(
-    inputs=(TensorInfo("image", "uint8", (None, None, None, 3), "NHWC", "bgr"),),
-    outputs=(TensorInfo("labels", "uint8", (None, None, None), "NHW"),),
-    shapes=ShapeRange((1, 64, 64), (1, 64, 64), (1, 64, 64)),
-    preprocess=Preprocess((0.5,), (0.5,), "gray"),
-    classes=(ClassInfo("one", (0, 0, 0)),),
-    variants=(Variant("model.onnx", Precision.FP32),),
-    source=Source("model.pt", None, None),
-    provenance={},
-)
+from tests.deploy.manifests import MANIFEST
 
 
 def write(path: Path, content: bytes = b"graph", *, force: bool = False) -> Artifact:

@@ -23,8 +23,8 @@ from fcn_deploy.backends.execution_providers import ProviderList, provider_reque
 from fcn_deploy.cli.doctor import main
 from fcn_deploy.errors import ArtifactError, BackendUnavailableError
 from fcn_deploy.tensors import Array, Precision
+from tests.deploy.artifacts import write_artifact
 from tests.deploy.graphs import segmentation_graph
-from tests.deploy.test_segmenter import write_artifact
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 TENSORRT, RTX = "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"

@@ -9,11 +9,13 @@ from typing import Any, cast
 import pytest
 
 from fcn_deploy.artifact import Artifact
-from fcn_deploy.loading import ModelFile, OpenedModel, OutputFormat
+from fcn_deploy.loading import OpenedModel
 from fcn_deploy.manifest import SeenByNetwork
+from fcn_deploy.model_file import ModelFile
+from fcn_deploy.output_format import OutputFormat
 from fcn_deploy.tensors import Precision
 from fcn_deploy.tiling import Tiling
-from tests.deploy.test_manifest import example_manifest
+from tests.deploy.manifests import example_manifest
 
 SEEN = SeenByNetwork((8, 8), (3.5, 3.5), (60, 60), (40, 41), (42, 44), (32, 16))
 

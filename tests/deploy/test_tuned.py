@@ -19,7 +19,7 @@ from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.tensors import Precision
 from fcn_deploy.tuned import TunedRow, TunedRows, keep_rows, kept_rows, rows_path
 from tests.deploy.graphs import segmentation_graph
-from tests.deploy.test_artifact import MANIFEST
+from tests.deploy.manifests import MANIFEST
 
 
 @pytest.fixture(autouse=True)

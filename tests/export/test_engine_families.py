@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Precision
 from fcn_export.engine import BuildConfig, BuiltEngine, build_engine, image_profile
-from fcn_export.quantize.uncalibrated import uncalibrated_variant
+from fcn_export.uncalibrated import in_precision
 from tests.export.engine_families import FAMILIES, FCNS, traced
 from tests.export.engine_graphs import IMAGE, write
 
@@ -37,7 +37,7 @@ def graph() -> Callable[[str], onnx.ModelProto]:
 
 
 def build(model: onnx.ModelProto, precision: Precision, folder: Path) -> BuiltEngine:
-    path = write(uncalibrated_variant(model, precision), folder)
+    path = write(in_precision(model, precision), folder)
     config = BuildConfig(
         library="tensorrt-rtx",
         precision=precision,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,27 +13,21 @@ from onnx import numpy_helper
 
 from fcn_deploy.tensors import Array
 from fcn_export.quantize.fold_norm import fold_batch_norms
-from fcn_export.quantize.image_report import ImageReport
 from fcn_export.quantize.int8 import Int8Builder, Int8Graph, prepare
 from fcn_export.quantize.placement import classifier_nodes, place, quantizable_nodes
-from fcn_export.quantize.table import CalibrationKey, CalibrationTable
 from fcn_export.quantize.thresholds import METHODS
 from fcn_export.quantize.weights import MIN_SCALE, quantize_weight
+from fcn_export.uncalibrated import uniform_table
 from tests.export.qdq_graphs import FrameGraph
 
-_IMAGES = ImageReport(16, 16, (0.25,) * 4, (16,) * 4, 100.0, 20.0, 0, ((32, 32),) * 3, (32, 32))
 
-
-def _table(model: onnx.ModelProto, threshold: float = 4.0, **other: float) -> CalibrationTable:
-    groups = place(model.graph).groups.values()
-    names = {name for group in groups for name in group}
-    tensors = {name: dict.fromkeys(METHODS, other.get(name, threshold)) for name in names}
-    return CalibrationTable(CalibrationKey("m", "d", "s"), tensors, {}, _IMAGES)
-
-
-def _quantized(model: onnx.ModelProto, **other: float) -> Int8Graph:
+def _quantized(model: onnx.ModelProto, **thresholds: float) -> Int8Graph:
+    """Quantise with these thresholds of tensors, and with one of 4 for the others."""
     prepared = prepare(model)
-    return Int8Builder(prepared, _table(prepared, **other)).build(method="minmax")
+    table = uniform_table(prepared, threshold=4.0)
+    given = {name: dict.fromkeys(METHODS, value) for name, value in thresholds.items()}
+    own = replace(table, tensors={**table.tensors, **given})
+    return Int8Builder(prepared, own).build(method="minmax")
 
 
 def _activation_scales(model: onnx.ModelProto) -> dict[str, float]:
@@ -307,7 +302,7 @@ def test_layer_that_sees_tiny_values_stays_float_and_says_so(rng: np.random.Gene
 
 def test_kept_layers_are_the_same_float_convolutions(rng: np.random.Generator) -> None:
     prepared = prepare(FrameGraph(rng).residual())
-    builder = Int8Builder(prepared, _table(prepared))
+    builder = Int8Builder(prepared, uniform_table(prepared))
 
     result = builder.build(method="minmax", keep_float=builder.nodes)
 
@@ -319,7 +314,7 @@ def test_unknown_layer_to_keep_is_named(rng: np.random.Generator) -> None:
     prepared = prepare(FrameGraph(rng).residual())
 
     with pytest.raises(ValueError, match=r"\['nowhere'\] are no convolutions"):
-        Int8Builder(prepared, _table(prepared)).build(method="mse", keep_float=["nowhere"])
+        Int8Builder(prepared, uniform_table(prepared)).build(method="mse", keep_float=["nowhere"])
 
 
 def _with_norm(graph: FrameGraph, rng: np.random.Generator, kind: str) -> onnx.ModelProto:
@@ -370,7 +365,7 @@ def test_convolution_with_computed_weights_is_left_alone(rng: np.random.Generato
 
 
 def test_table_is_plain_json(rng: np.random.Generator) -> None:
-    table = _table(FrameGraph(rng).residual())
+    table = uniform_table(FrameGraph(rng).residual(), threshold=4.0)
 
     document = json.loads(table.to_bytes(method="mse"))
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from fcn_deploy.errors import BackendUnavailableError, UnsupportedModelError
+from fcn_deploy.errors import UnsupportedModelError
+from fcn_export.libraries import torchvision_models
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -102,13 +103,7 @@ class Backbone:
         Raises:
             BackendUnavailableError: torchvision is not installed.
         """
-        try:
-            from torchvision import models
-        except ImportError as exc:
-            raise BackendUnavailableError(
-                f"building {self.name} needs torchvision, which is not installed.",
-                hint="pip install 'fcn-deploy[export]'",
-            ) from exc
+        models = torchvision_models(self.name)
         options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
         if self.name == "googlenet":
             options |= {"aux_logits": False, "init_weights": True}

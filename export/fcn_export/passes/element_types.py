@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fcn_deploy.errors import UnsupportedModelError
+from fcn_export.foreign_errors import first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -82,5 +83,5 @@ def _infer(model: onnx.ModelProto, *, keep_described: bool = True) -> onnx.Graph
         return onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
     except onnx.shape_inference.InferenceError as error:
         raise UnsupportedModelError(
-            f"the graph's types do not fit together: {str(error).splitlines()[0]}"
+            f"the graph's types do not fit together: {first_line(error)}"
         ) from error

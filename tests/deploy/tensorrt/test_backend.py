@@ -27,10 +27,10 @@ from fcn_deploy.errors import (
 from fcn_deploy.manifest import ClassInfo, Fidelity, Variant
 from fcn_deploy.tensors import Array, Precision
 from tests.deploy.clips import write_clip
+from tests.deploy.manifests import MANIFEST
 from tests.deploy.tensorrt.simulated_driver import SimDriver
 from tests.deploy.tensorrt.simulated_tensorrt import make_plan
 from tests.deploy.tensorrt.worlds import GRAPH, LARGE, SMALL, expected, use_simulation
-from tests.deploy.test_artifact import MANIFEST
 
 VERSIONS = {"tensorrt": "11.4.0", "tensorrt-rtx": "1.7.1"}
 
