@@ -12,10 +12,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol, cast
 
-from fcn_deploy.errors import BackendUnavailableError, DeviceMemoryError
+from fcn_deploy.errors import BackendUnavailableError, DeviceMemoryError, ExecutionError
 from fcn_deploy.tensors import Array
 
 __all__ = [
+    "OUT_OF_MEMORY_HINT",
     "DeviceBackend",
     "DeviceInfo",
     "check_ordinal",
@@ -23,6 +24,8 @@ __all__ = [
     "open_device",
     "out_of_memory",
 ]
+
+OUT_OF_MEMORY_HINT = "Use smaller frames or batches, or end what else uses the GPU."
 
 # in the order of preference where the user leaves the choice to us
 _FACTORIES = {
@@ -203,7 +206,13 @@ def open_device(name: str = "auto", *, ordinal: int = 0) -> DeviceBackend:
     if name == "auto":
         name = next(each for each, (_, _, module) in _FACTORIES.items() if _installed(module))
     module, factory, _ = _FACTORIES[name]
-    return cast("DeviceBackend", getattr(import_module(module), factory)(ordinal))
+    try:
+        return cast("DeviceBackend", getattr(import_module(module), factory)(ordinal))
+    except ExecutionError as error:  # no GPU, one that is full or taken, another driver's library
+        raise BackendUnavailableError(
+            f"TensorRT cannot run here: {error.message}",
+            hint="Check nvidia-smi and CUDA_VISIBLE_DEVICES.",
+        ) from error
 
 
 def check_ordinal(ordinal: int, count: int) -> None:
@@ -225,7 +234,7 @@ def out_of_memory(needed: int, free: int, total: int, *, what: str) -> DeviceMem
     return DeviceMemoryError(
         f"the GPU has no room for {what}: {needed / mib:.1f} MiB are needed, "
         f"{free / mib:.1f} of {total / mib:.1f} MiB are free.",
-        hint="Use smaller frames or batches, or end what else uses the GPU.",
+        hint=OUT_OF_MEMORY_HINT,
     )
 
 
