@@ -26,6 +26,7 @@ from fcn_deploy.errors import (
     UntrustedArtifactError,
 )
 from fcn_deploy.manifest import ClassInfo, Fidelity, Variant
+from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Array, Precision
 from tests.deploy.clips import write_clip
 from tests.deploy.tensorrt.simulated_driver import SimDriver
@@ -52,6 +53,7 @@ def write_artifact(
     capability: str = "8.6",
     versions: dict[str, str] = VERSIONS,
     graph: bytes = GRAPH,
+    shapes: ShapeRange = MANIFEST.shapes,
     multiple_of: int = 1,
 ) -> Path:
     """Write an artifact of a graph of the tests with plans, and fp16's and int8's fidelity."""
@@ -77,7 +79,7 @@ def write_artifact(
             classes=tuple(ClassInfo(str(n), (n, n, n)) for n in range(3)),
             variants=tuple(variants),
             provenance=versions,
-            shapes=replace(MANIFEST.shapes, multiple_of=multiple_of),
+            shapes=replace(shapes, multiple_of=multiple_of),
         )
         writer.commit(manifest)
     return path

@@ -76,6 +76,14 @@ def test_sizes_batches_and_profiles_may_alternate(world: World, cuda_graphs: boo
         np.testing.assert_array_equal(labels_of(each), expected(image))
 
 
+def test_a_change_of_profile_may_forget_the_addresses(world: World) -> None:
+    session = world.engine.session(depth=1)
+    (large,), (small,) = frames(1, 70, 90), frames(1)
+
+    for image in (large, small, large):  # in buffers that stay where they are
+        np.testing.assert_array_equal(session.infer({"image": image})["labels"], expected(image))
+
+
 def test_the_callers_array_may_change_at_once(world: World) -> None:
     (frame,) = frames(1)
     mine = frame.copy()
