@@ -262,6 +262,13 @@ MUTATIONS = (
     ),
     drop("the device is not closed", E, "self.device.close()"),
     Mutation(
+        "a session is made of an engine that is being closed",
+        E,
+        "with self._lock:  # no session",
+        "if True:  # no session",
+    ),
+    Mutation("inputs of several streams are taken", D, "if len(named) > 1:", "if False:"),
+    Mutation(
         "a plan for another place is read",
         E,
         "if record is not None:\n                check_plan",

@@ -85,8 +85,8 @@ def test_a_plan_that_nothing_here_runs_says_what_each_backend_lacks(tmp_path: Pa
 
     with pytest.raises(
         BenchmarkError,
-        match=r"engine\.fp16\.plan': TensorRT is not installed; tensorrt-rtx cannot run here: [^;]*"
-        r"\. A plan runs where",
+        match=r"engine\.fp16\.plan': TensorRT is not installed; tensorrt cannot run here: [^;]*; "
+        r"tensorrt-rtx cannot run here: [^;]*\. A plan runs where",
     ):
         find_candidates(read_target(plan, trust_code=True))
 

@@ -36,7 +36,12 @@ class TensorRtBackend:
         return installed(self.name) and device_problem() is None
 
     def version(self) -> str:
-        library = load_tensorrt(self.name)
+        try:
+            library = load_tensorrt(self.name)
+        except BackendUnavailableError as error:
+            # installing it is of no use where it could not run
+            require_device(what=f"{error.message.removesuffix('.')}; {self.name}")
+            raise
         require_device(what=self.name)
         return library.release
 

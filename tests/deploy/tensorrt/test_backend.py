@@ -341,8 +341,8 @@ def test_without_a_driver_a_plan_by_itself_says_what_each_backend_lacks(
 
     with pytest.raises(
         BackendUnavailableError,
-        match=r"no backend of plans can run here: TensorRT is not installed; tensorrt-rtx cannot "
-        r"run here: the NVIDIA driver .* is not installed\. A plan runs where",
+        match=r"plans can run here: TensorRT is not installed; tensorrt cannot .*; tensorrt-rtx "
+        r"cannot run here: the NVIDIA driver .* is not installed\. A plan runs where",
     ):
         Segmenter.open(path, trust_code=True)
 

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcn_deploy.backends.tensorrt.device_arrays import DeviceArray, stream_handle, view_of
+from fcn_deploy.backends.tensorrt.device_arrays import (
+    DeviceArray,
+    DeviceView,
+    stream_handle,
+    view_of,
+)
 from fcn_deploy.errors import (
     ClosedError,
     DeviceMemoryError,
@@ -327,6 +332,15 @@ def test_an_array_on_another_gpu_is_refused() -> None:
 )
 def test_streams_of_other_libraries_are_understood(stream: object) -> None:
     assert stream_handle(stream, [], []) == 77
+
+
+def test_inputs_that_are_ready_in_several_streams_are_refused() -> None:
+    views = [DeviceView(256, (1,), np.dtype(np.uint8), stream) for stream in (None, 5, 6)]
+
+    with pytest.raises(ValueError, match="the inputs name 2 streams"):
+        stream_handle(None, [], views)
+    assert stream_handle(None, [], views[:2]) == 5
+    assert stream_handle(7, [], views) == 7
 
 
 def test_a_stream_that_is_none_is_refused_by_type() -> None:

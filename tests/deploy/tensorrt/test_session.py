@@ -667,6 +667,40 @@ def test_closing_the_engine_closes_its_sessions(lazy: World) -> None:
         lazy.engine.session()
 
 
+def test_closing_the_engine_waits_for_a_session_that_is_being_made(
+    lazy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = lazy.engine.new_context
+    inside, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+    made: list[InferenceSession] = []
+
+    def slow(native_graphs: bool, /) -> Any:
+        inside.set()
+        go_on.wait(5)
+        return original(native_graphs)
+
+    def close() -> None:
+        lazy.engine.close()
+        closed.set()
+
+    monkeypatch.setattr(lazy.engine, "new_context", slow)
+    making = threading.Thread(target=lambda: made.append(lazy.engine.session()))
+    making.start()
+    inside.wait(5)
+    closing = threading.Thread(target=close)
+    closing.start()
+
+    overtaken = closed.wait(0.2)
+    go_on.set()
+    making.join()
+    closing.join()
+
+    assert not overtaken
+    assert lazy.driver.leftovers() == []
+    with pytest.raises(ClosedError, match="closed"):
+        made[0].submit({"image": frames(1)[0]})
+
+
 def test_a_session_is_a_context_manager(lazy: World) -> None:
     with lazy.engine.session() as session:
         session.infer({"image": frames(1)[0]})
