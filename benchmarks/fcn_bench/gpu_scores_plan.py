@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +36,38 @@ class ScoresPlanCheck:
 
     def run(self) -> None:
         """Do every step that the graph allows."""
-        variant, title = self.case.variant, self.case.title
-        cut = cut_at_scores(
-            self.case.graph(), name=f"'{variant.file}'", folder=self.case.artifact.path
-        )
-        if isinstance(cut, str):
-            self.report.step(f"{title} labels made on the GPU", lambda: {"skipped": cut})
-            return
-        graph = self.case.folder / f"model.{variant.precision}.scores.onnx"
-        graph.write_bytes(cut.data)
-        plan = self.case.folder / f"model.{variant.precision}.scores.{self.case.library}.plan"
-        if not self.report.step(f"{title} scores build", partial(self.case.build, graph, plan)):
-            return
-        self.report.step(f"{title} labels made on the GPU", partial(self._labels, plan, cut))
-        self.report.step(f"{title} times, labels made on the GPU", partial(self._times, plan))
+        title = self.case.title
+        if self.report.step(f"{title} scores build", self._build):
+            self.report.step(f"{title} labels made on the GPU", self._labels)
+            self.report.step(f"{title} times, labels made on the GPU", self._times)
 
-    def _labels(self, plan: Path, cut: ScoresGraph) -> dict[str, Any]:
+    @property
+    def plan(self) -> Path:
+        """The plan of the graph that was cut."""
+        return (
+            self.case.folder
+            / f"model.{self.case.variant.precision}.scores.{self.case.library}.plan"
+        )
+
+    def _build(self) -> dict[str, Any]:
+        cut = self._cut()
+        if isinstance(cut, str):
+            return {"skipped": cut}
+        graph = self.case.folder / f"model.{self.case.variant.precision}.scores.onnx"
+        graph.write_bytes(cut.data)
+        return self.case.build(graph, self.plan)
+
+    def _cut(self) -> ScoresGraph | str:
+        name, folder = f"'{self.case.variant.file}'", self.case.artifact.path
+        return cut_at_scores(self.case.graph(), name=name, folder=folder)
+
+    def _labels(self) -> dict[str, Any]:
+        cut = self._cut()
+        if isinstance(cut, str):
+            return {"skipped": cut}
         reference = self.case.reference((cut.scores, cut.labels))
         try:
-            with self._segmenter(plan) as segmenter:
+            with self._segmenter() as segmenter:
                 found = [
                     check_gpu_labels(
                         segmenter,
@@ -70,16 +82,16 @@ class ScoresPlanCheck:
             reference.close()
         return {"sizes": found}
 
-    def _times(self, plan: Path) -> dict[str, Any]:
+    def _times(self) -> dict[str, Any]:
         """Time three things: the scores alone, with the labels of them, and the whole graph."""
 
         def time(engine: TrtEngine) -> dict[str, Any]:
             feed = feed_of(engine, self.case.frames)
             return dict(time_plan(engine, feed, runs=self.runs, cuda_graphs=False))
 
-        with self._segmenter(plan) as segmenter:
+        with self._segmenter() as segmenter:
             behind = time_gpu_labels(segmenter, self.case.frames, runs=self.runs)
-        scores_ms = self.case.with_engine(time, plan=plan)["compute_ms"]
+        scores_ms = self.case.with_engine(time, plan=self.plan)["compute_ms"]
         inside = self.case.with_engine(time)
         return {
             "labels_behind_the_plan": behind,
@@ -89,10 +101,10 @@ class ScoresPlanCheck:
             "tail_in_the_graph_ms": inside["compute_ms"] - scores_ms,
         }
 
-    def _segmenter(self, plan: Path) -> Segmenter:
+    def _segmenter(self) -> Segmenter:
         color = self.case.artifact.manifest.inputs[0].color
         return Segmenter.open(
-            plan,
+            self.plan,
             backend=self.case.library,
             color="rgb" if color == "rgb" else "bgr",
             trust_code=True,

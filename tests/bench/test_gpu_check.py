@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from fcn_bench import gpu_case, gpu_check, gpu_labels, gpu_measure, gpu_plan
 from fcn_deploy.backends.tensorrt import head_kernel, label_stage
 from fcn_deploy.backends.tensorrt.head_kernel import TAINTED, HeadArguments
 from fcn_deploy.errors import BackendUnavailableError, BenchmarkError
+from fcn_deploy.head import upsample_argmax
 from fcn_deploy.head.geometry import make_axis
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Array
@@ -205,6 +208,68 @@ def test_labels_of_a_wrong_kernel_fail_their_step(
     assert "'real': 1}" in error
 
 
+def test_a_large_error_of_the_scores_excuses_no_wrong_kernel(
+    driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = ctypes.CDLL(str(build_host_kernel(tmp_path))).head_labels_on_host
+    open_reference = gpu_case.PlanCase.reference
+
+    def without_labels(argument: Any) -> None:
+        kernel(argument)
+        given = ctypes.cast(argument, ctypes.POINTER(HeadArguments)).contents
+        ctypes.memset(given.labels, 0, 2 * given.out_width)  # two rows of so many
+
+    def far_from_the_plan(case: gpu_case.PlanCase, outputs: Any = None) -> Any:
+        context = open_reference(case, outputs)
+
+        def execute(feeds: Any) -> dict[str, Array]:
+            found = context.execute(feeds)
+            return {name: 2 * a if a.dtype == np.float32 else a for name, a in found.items()}
+
+        return SimpleNamespace(
+            execute=execute, close=context.close, inputs=context.inputs, outputs=context.outputs
+        )
+
+    use_head(monkeypatch, without_labels)
+    monkeypatch.setattr(gpu_case.PlanCase, "reference", far_from_the_plan)
+    monkeypatch.setattr(gpu_case.PlanCase, "least_agreement", 0.5)
+
+    _, steps = run(tmp_path, "--library", "tensorrt")
+
+    of_kernel, of_plan = counts(steps["tensorrt fp32 labels made on the GPU"]["error"])
+    assert of_kernel > 0
+    assert of_plan == 0
+
+
+def test_a_head_that_errs_as_the_kernel_does_is_no_excuse(
+    driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_stage, "head_tables", in_corners)
+    monkeypatch.setattr(gpu_labels, "upsample_argmax", partial(upsample_argmax, align_corners=True))
+
+    _, steps = run(tmp_path, "--library", "tensorrt")
+
+    of_kernel, of_plan = counts(steps["tensorrt fp32 labels made on the GPU"]["error"])
+    assert of_kernel == 0
+    assert of_plan > 0
+
+
+def test_too_many_near_ties_fail_their_step(
+    driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_case.PlanCase, "least_agreement", 1.1)
+
+    _, steps = run(tmp_path, "--library", "tensorrt")
+
+    assert "at least 1.1 of" in steps["tensorrt fp32 labels made on the GPU"]["error"]
+
+
+def counts(error: str) -> tuple[int, int]:
+    """Read how many disagreements with the head, and with ONNX Runtime, are real."""
+    of_head, of_onnxruntime = re.findall(r"'real': (\d+)", error)
+    return int(of_head), int(of_onnxruntime)
+
+
 def test_labels_of_one_run_of_many_that_differ_fail_their_step(
     driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,9 +320,9 @@ def test_the_step_of_a_graph_that_is_not_cut_is_skipped(
 
     _, steps = run(tmp_path, "--library", "tensorrt")
 
-    found = steps["tensorrt fp32 labels made on the GPU"]
+    found = steps["tensorrt fp32 scores build"]
     assert (found["status"], found["found"]) == ("skipped", {"skipped": "its upsampling is odd"})
-    assert "tensorrt fp32 scores build" not in steps
+    assert "tensorrt fp32 labels made on the GPU" not in steps
 
 
 @pytest.mark.parametrize(
