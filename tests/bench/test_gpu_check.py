@@ -12,11 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import fcn_export.engine
 from fcn_bench import gpu_case, gpu_check, gpu_labels, gpu_measure, gpu_plan
 from fcn_deploy.backends.tensorrt import head_kernel, label_stage
+from fcn_deploy.backends.tensorrt.graph_cache import GraphCache
 from fcn_deploy.backends.tensorrt.head_kernel import TAINTED, HeadArguments
 from fcn_deploy.errors import BackendUnavailableError, BenchmarkError
 from fcn_deploy.head import upsample_argmax
@@ -246,6 +248,7 @@ def test_a_head_that_errs_as_the_kernel_does_is_no_excuse(
 ) -> None:
     monkeypatch.setattr(label_stage, "head_tables", in_corners)
     monkeypatch.setattr(gpu_labels, "upsample_argmax", partial(upsample_argmax, align_corners=True))
+    monkeypatch.setattr(gpu_case.PlanCase, "least_agreement", 0.5)
 
     _, steps = run(tmp_path, "--library", "tensorrt")
 
@@ -311,6 +314,37 @@ def test_a_graph_that_ends_in_scores_is_not_cut(driver: SimDriver, tmp_path: Pat
     cut = gpu_labels.cut_at_scores(segmentation_graph(head="scores"), name="graph", folder=tmp_path)
 
     assert cut == "the graph does not end in class ids made of scores"
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        ("align_corners", "its upsampling is not the usual one to the image's size"),
+        ("asymmetric", "its upsampling has the coordinates asymmetric"),
+    ],
+)
+def test_a_graph_with_another_upsampling_is_not_cut(mode: str, reason: str, tmp_path: Path) -> None:
+    model = onnx.load_from_string(GRAPH)
+    (resize,) = (node for node in model.graph.node if node.op_type == "Resize")
+    for attribute in resize.attribute:
+        if attribute.name == "coordinate_transformation_mode":
+            resize.attribute.remove(attribute)
+    resize.attribute.append(onnx.helper.make_attribute("coordinate_transformation_mode", mode))
+
+    cut = gpu_labels.cut_at_scores(model.SerializeToString(), name="graph", folder=tmp_path)
+
+    assert cut == reason
+
+
+def test_recorded_runs_that_differ_fail_their_step(
+    driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GraphCache, "launch", lambda cache, key, stream: None)
+
+    _, steps = run(tmp_path, "--library", "tensorrt")
+
+    error = steps["tensorrt fp32 labels, CUDA graphs"]["error"]
+    assert "of the labels of plain ones" in error
 
 
 def test_the_step_of_a_graph_that_is_not_cut_is_skipped(
