@@ -72,7 +72,10 @@ def choose_backend(
         backend = get_backend(name, providers=providers)
         if suffix not in backend.suffixes:
             raise BackendUnavailableError(
-                f"{name} does not read '{suffix}' files; it reads {', '.join(backend.suffixes)}."
+                f"{name} does not read '{suffix}' files; it reads {', '.join(backend.suffixes)}.",
+                hint=f"Plans are run by {' or '.join(plan_backend_names())}, whichever built them."
+                if suffix == ".plan"
+                else None,
             )
         backend.version()  # raises with the command that installs it
         if providers is not None:
@@ -89,7 +92,11 @@ def choose_backend(
         if backend.available():
             return backend, f"{candidate} is the first of {', '.join(able)} here"
     if able and able[0] in plan_backend_names():
-        get_backend(able[0]).version()  # raises with what is missing
+        raise BackendUnavailableError(
+            f"no backend of plans can run here: {'; '.join(map(_unavailable, able))}.",
+            hint="A plan runs where an NVIDIA GPU and its driver are, by the library that built "
+            "it; fcn-doctor says what is missing.",
+        )
     raise BackendUnavailableError(
         f"no backend that reads '{suffix}' files is installed.",
         hint="pip install 'fcn-deploy[cpu]'",
@@ -133,12 +140,20 @@ def choose_plan(manifest: Manifest, *, backend: str, precision: str) -> tuple[Va
             return fitting[0], f"{name} was asked for"
         if not fitting:
             continue
-        obstacle = f"{name} is not usable here" if not library.available() else None
-        obstacle = obstacle or cast(PlanBackend, library).obstacle(fitting[0], manifest)
+        obstacle = _unavailable(name) or cast(PlanBackend, library).obstacle(fitting[0], manifest)
         if obstacle is None:
             return fitting[0], f"{name} has a plan for this GPU"
         left_out.append(f"the plan '{fitting[0].file}' was left out: {obstacle}")
     return None, "; ".join(left_out)
+
+
+def _unavailable(name: str) -> str:
+    """Say in a phrase why a backend cannot be used here; an empty one where it can."""
+    try:
+        get_backend(name).version()
+    except BackendUnavailableError as error:
+        return error.message.removesuffix(".")
+    return ""
 
 
 def _preferred(manifest: Manifest, plans: list[Variant]) -> list[Variant]:

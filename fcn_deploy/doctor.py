@@ -144,11 +144,12 @@ class Diagnosis:
         return {"schema_version": SCHEMA_VERSION, "healthy": self.healthy, **asdict(self)}
 
 
-def diagnose(model: str | os.PathLike[str] | None = None) -> Diagnosis:
+def diagnose(model: str | os.PathLike[str] | None = None, *, trust_code: bool = False) -> Diagnosis:
     """Look at this machine and, where one is given, at a model.
 
     Args:
         model: an artifact or an ``.onnx`` file; it is opened as `Segmenter.open` opens it.
+        trust_code: take a plan that is in no artifact: it holds code that is run.
 
     Raises:
         ArtifactError: the model is missing, damaged or malformed. That nothing here can run it is
@@ -167,7 +168,7 @@ def diagnose(model: str | os.PathLike[str] | None = None) -> Diagnosis:
         libraries=libraries,
         decoders=decoders,
         advice=_advice(backends, libraries, decoders),
-        model=None if model is None else _diagnose_model(Path(model)),
+        model=None if model is None else _diagnose_model(Path(model), trust_code=trust_code),
     )
 
 
@@ -184,14 +185,14 @@ def _diagnose_backend(name: str) -> BackendStatus:
         return BackendStatus(name, None, (), problem)
 
 
-def _diagnose_model(path: Path) -> ModelDiagnosis:
-    file = locate_model(path)
+def _diagnose_model(path: Path, *, trust_code: bool) -> ModelDiagnosis:
+    file = locate_model(path, trust_code=trust_code)
     manifest = file.manifest
     variants = () if manifest is None else _variants(manifest)
     classes = None if manifest is None else tuple(entry.name for entry in manifest.classes)
     seen = _seen(file)
     try:
-        with Segmenter.open(path) as segmenter:
+        with Segmenter.open(path, trust_code=trust_code) as segmenter:
             return ModelDiagnosis(
                 path=str(path),
                 classes=classes,

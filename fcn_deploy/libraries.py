@@ -19,7 +19,7 @@ class Library:
 
     Attributes:
         distribution: the name that pip knows.
-        module: the name that Python imports.
+        module: the name that Python imports; None for what it does not import.
         purpose: what it does here.
         floor: the first release to use.
         reason: what is wrong with older ones.
@@ -33,7 +33,7 @@ class Library:
     """
 
     distribution: str
-    module: str
+    module: str | None
     purpose: str
     floor: str
     reason: str
@@ -141,8 +141,14 @@ LIBRARIES = (
         gpu=True,
     ),
     Library(
-        *("cuda-bindings", "cuda.bindings", "CUDA graphs, for TensorRT", "13.0"),
+        *("cuda-bindings", "cuda.bindings", "drives NVIDIA GPUs, with CUDA graphs", "13.0"),
         _API,
+        extra="gpu",
+        gpu=True,
+    ),
+    Library(
+        *("nvidia-cuda-nvrtc", None, "compiles the head for NVIDIA GPUs", "13.0"),
+        "it belongs to a CUDA before 13",
         extra="gpu",
         gpu=True,
     ),
@@ -164,7 +170,7 @@ def _check(library: Library) -> LibraryStatus:
     names = (library.distribution, *library.alternatives)
     found = {name: version for name in names if (version := distribution_version(name))}
     if not found:
-        if _importable(library.module):
+        if library.module is not None and _importable(library.module):
             return LibraryStatus(library, library.distribution, None, "ok", None)
         wanted = library.required or library.extra is not None
         worth_it = wanted and (not library.gpu or bool(nvidia_gpus()))

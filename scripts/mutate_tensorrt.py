@@ -73,7 +73,37 @@ MUTATIONS = (
         "self._device.record(slot.downloaded, self._download)",
     ),
     drop("a result does not wait for its run", P, "device.synchronize(slot.downloaded)"),
-    drop("a slot is taken while its run is under way", R, "slot.pending.settle()", nth=0),
+    drop("a slot is taken while its run is under way", R, "slot.settle()", nth=0),
+    Mutation(
+        "a slot is looked at twice",
+        P,
+        "if pending is not None:\n            pending.settle()",
+        "if pending is not None:\n            self.pending.settle()",
+    ),
+    Mutation(
+        "whether a run is done waits for who waits for it",
+        P,
+        "if not self._lock.acquire(blocking=False):",
+        "if not self._lock.acquire():",
+    ),
+    Mutation(
+        "a wait that is interrupted is given up",
+        P,
+        "            except (FcnDeployError, MemoryError) as error:\n"
+        "                self._error = error  # its own: whoever waits here may be the slot's next "
+        "run\n            self._parts = {}",
+        "            except (FcnDeployError, MemoryError) as error:\n"
+        "                self._error = error\n"
+        "            except BaseException:\n"
+        "                self._finished, slot.pending = True, None\n"
+        "                raise\n            self._parts = {}",
+    ),
+    Mutation(
+        "the host's want of memory is the next run's error",
+        P,
+        "except (FcnDeployError, MemoryError) as error:",
+        "except FcnDeployError as error:",
+    ),
     drop("closing does not wait for runs", S, "self._ring.finish()"),
     drop(
         "closing does not wait for runs on others' arrays",
@@ -81,6 +111,10 @@ MUTATIONS = (
         "self._ring.drain_all()",
     ),
     drop("a failed run does not wait for its copies", S, "self._ring.drain(slot)", nth=0),
+    drop("a failed measurement does not wait", S, "self._ring.drain(slot)", nth=3),
+    drop("a failed run's new arrays are kept", S, "self._arrays.take_back(results, given)"),
+    drop("a failed allocation's other arrays are kept", U, "self.take_back(results, out)"),
+    drop("a failed run on others' arrays is not awaited", U, "self._wait()", nth=0),
     Mutation("draining does not wait", R, "self._device.synchronize(slot.downloaded)", "pass"),
     Mutation("a result is not copied out of its slot", P, "part.copy()", "part"),
     Mutation(
@@ -154,8 +188,14 @@ MUTATIONS = (
     Mutation(
         "a shape is recorded before it was run",
         S,
-        "self._graphs is not None and context.settled",
-        "self._graphs is not None",
+        "if self._graphs is None or not context.settled:",
+        "if self._graphs is None or not (context.settled or key not in self._graphs):",
+    ),
+    Mutation(
+        "a graph is launched before its shape was run again",
+        S,
+        "if self._graphs is None or not context.settled:",
+        "if self._graphs is None or not (context.settled or key in self._graphs):",
     ),
     drop("graphs are not freed at the end", S, "self._graphs.close()"),
     drop(
@@ -167,9 +207,17 @@ MUTATIONS = (
     Mutation(
         "addresses are not set again",
         S,
-        "        context.set_addresses(addresses)\n        if self._graphs",
-        "        if self._graphs",
+        "            context.set_addresses(addresses)\n            context.enqueue(self._stream)\n"
+        "            return",
+        "            context.enqueue(self._stream)\n            return",
     ),
+    Mutation(
+        "a run is recorded with the addresses of another",
+        S,
+        "            context.set_addresses(addresses)\n            self._graphs.record",
+        "            self._graphs.record",
+    ),
+    drop("a change of profile keeps the addresses", X, "self._addresses = {}"),
     drop("buffers are not freed at the end", R, "self._pool.close()"),
     drop("events are not freed at the end", R, "self._device.release(*slot.events)"),
     drop(
@@ -213,6 +261,13 @@ MUTATIONS = (
         "for session in ():",
     ),
     drop("the device is not closed", E, "self.device.close()"),
+    Mutation(
+        "a session is made of an engine that is being closed",
+        E,
+        "with self._lock:  # no session",
+        "if True:  # no session",
+    ),
+    Mutation("inputs of several streams are taken", D, "if len(named) > 1:", "if False:"),
     Mutation(
         "a plan for another place is read",
         E,

@@ -126,12 +126,15 @@ def find_candidates(
             f"there is no backend '{backend}' in this release; it has {', '.join(known)}."
         )
     notes: list[str] = []
+    lacking: list[str] = []
     found: list[Candidate] = []
     for name in known if backend is None else (backend,):
         library = get_backend(name)
         if name in plan_backend_names():
-            able, note = _plan_precisions(target, name, asked=backend is not None)
-            notes += note
+            able, why = _plan_precisions(target, name, asked=backend is not None)
+            if why is not None:
+                lacking.append(why)
+                notes.append(f"{why}, so its plans have no rows.")
             found += [
                 Candidate(name, precision)
                 for precision in able
@@ -146,7 +149,8 @@ def find_candidates(
                 )
             continue
         if backend is None and not library.available():
-            notes.append(f"{name} is not installed, so it has no rows.")
+            lacking.append(f"{name} is not installed")
+            notes.append(f"{lacking[-1]}, so it has no rows.")
             continue
         able = library.precisions()  # raises with the command that installs it
         found += [
@@ -163,8 +167,9 @@ def find_candidates(
         )
     if not found:
         raise BenchmarkError(
-            f"nothing here can run '{target.path}'.",
-            hint="A plan needs an NVIDIA GPU with its driver; fcn-doctor says what is missing."
+            f"nothing here can run '{target.path}'{': ' if lacking else ''}{'; '.join(lacking)}.",
+            hint="A plan runs where an NVIDIA GPU and its driver are; fcn-doctor says what is "
+            "missing."
             if target.path.suffix == ".plan"
             else "pip install 'fcn-deploy[cpu]'",
         )
@@ -173,8 +178,8 @@ def find_candidates(
 
 def _plan_precisions(
     target: Target, name: str, *, asked: bool
-) -> tuple[tuple[Precision, ...], list[str]]:
-    """Give the precisions of the plans that a backend can run here, and a note where it cannot."""
+) -> tuple[tuple[Precision, ...], str | None]:
+    """Give the precisions of the plans that a backend can run here, and why it cannot run any."""
     held = target.plans.get(name, ())
     try:
         if held or asked:
@@ -182,13 +187,13 @@ def _plan_precisions(
     except BackendUnavailableError as error:
         if asked:
             raise
-        return (), [f"{error.message.removesuffix('.')}, so its plans have no rows."]
+        return (), error.message.removesuffix(".")
     if asked and not held:
         raise BackendUnavailableError(
             f"'{target.path}' has no plan for {name}.",
             hint=f"Export the model again with --engine {name}.",
         )
-    return held, []
+    return held, None
 
 
 def _plans(variants: Sequence[Variant]) -> dict[str, tuple[Precision, ...]]:

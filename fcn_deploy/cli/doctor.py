@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", metavar="MODEL", nargs="?", help="an artifact or an .onnx file to look at"
     )
     parser.add_argument("--json", metavar="FILE", help="write the diagnosis as JSON (-: stdout)")
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="take a .plan that is in no artifact: it holds code that is run",
+    )
     add_common_options(parser)
 
 
@@ -60,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Diagnose, and print or write what was found."""
     from fcn_deploy.doctor import diagnose
 
-    diagnosis = diagnose(args.model)
+    diagnosis = diagnose(args.model, trust_code=args.trust_code)
     if args.json is not None:
         write_json(args.json, diagnosis.to_json())
     if args.json != "-" and not args.quiet:

@@ -80,6 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=_BACKENDS, default="auto", help="(default: auto)")
     parser.add_argument("--precision", choices=_PRECISIONS, default="auto", help="(default: auto)")
     parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="take a .plan that is in no artifact: it holds code that is run",
+    )
+    parser.add_argument(
         "--max-frames", type=_count, default=None, metavar="N", help="stop each source after N"
     )
     parser.add_argument(
@@ -116,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
                 backend=args.backend,
                 precision=args.precision,
                 num_streams=streams,
+                trust_code=args.trust_code,
             ) as segmenter,
             _progress(args) as follow,
         ):

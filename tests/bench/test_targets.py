@@ -79,6 +79,18 @@ def test_a_plan_that_nothing_here_runs_sends_nobody_to_cpu_backends(tmp_path: Pa
     assert "NVIDIA GPU" in caught.value.hint
 
 
+def test_a_plan_that_nothing_here_runs_says_what_each_backend_lacks(tmp_path: Path) -> None:
+    plan = tmp_path / "engine.fp16.plan"
+    plan.write_bytes(b"code")
+
+    with pytest.raises(
+        BenchmarkError,
+        match=r"engine\.fp16\.plan': TensorRT is not installed; tensorrt cannot run here: [^;]*; "
+        r"tensorrt-rtx cannot run here: [^;]*\. A plan runs where",
+    ):
+        find_candidates(read_target(plan, trust_code=True))
+
+
 def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissingError, match=r"there is no '.*model.onnx'"):
         read_target(tmp_path / "model.onnx")

@@ -250,6 +250,21 @@ def test_library_that_does_not_load_is_told_from_one_that_is_missing(
     assert status.problem == ("installed, but it cannot be imported: libtbb.so.12: no such file")
 
 
+def test_a_plan_by_itself_takes_trust_and_is_then_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "engine.fp16.plan"
+    plan.write_bytes(b"code")
+
+    refused = main([str(plan)])
+    refusal = capsys.readouterr().err
+    status = main([str(plan), "--trust-code"])
+
+    assert (refused, status) == (2, 1)
+    assert "Run it with --trust-code" in refusal
+    assert "no backend of plans can run here: TensorRT is not" in capsys.readouterr().out
+
+
 def test_missing_model_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

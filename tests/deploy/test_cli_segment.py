@@ -197,6 +197,21 @@ def test_a_missing_model_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_by_itself_takes_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "engine.fp16.plan"
+    plan.write_bytes(b"code")
+    image = write_image(tmp_path / "x.png", numbered_frame(0))
+    command = [str(image), "-m", str(plan), "-o", str(tmp_path / "out")]
+
+    refused = segment.main(command)
+    refusal = capsys.readouterr().err
+    status = segment.main([*command, "--trust-code"])
+
+    assert (refused, status) == (2, 2)
+    assert "Run it with --trust-code" in refusal
+    assert "no backend of plans can run here: TensorRT is not" in capsys.readouterr().err
+
+
 def test_help_loads_neither_opencv_nor_numpy() -> None:
     code = (
         "import sys\n"

@@ -25,7 +25,9 @@ def gpu_compute_capability(device: int = 0, *, library: str = DRIVER_LIBRARY) ->
         driver = ctypes.CDLL(library)
     except OSError as error:
         raise BackendUnavailableError(
-            f"there is no NVIDIA driver here: {error}.", hint=hint
+            "TensorRT builds a plan on the GPU that it is for, and there is no NVIDIA driver here: "
+            f"{error}.",
+            hint=hint,
         ) from error
     handle, value = ctypes.c_int(), ctypes.c_int()
     calls = [

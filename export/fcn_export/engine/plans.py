@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcn_deploy.backends.tensorrt.api import TensorRT, installed, load_tensorrt
+from fcn_deploy.backends.tensorrt.api import TensorRT, capabilities_of, installed, load_tensorrt
 from fcn_deploy.backends.tensorrt.surface import LibraryName
 from fcn_deploy.errors import (
     BackendUnavailableError,
@@ -28,6 +28,7 @@ from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Precision, TensorSpec
 from fcn_export.engine.build import BuiltEngine, build_engine
 from fcn_export.engine.config import BuildConfig
+from fcn_export.engine.gpu import gpu_compute_capability
 from fcn_export.engine.profiles import image_profile
 from fcn_export.engine.progress import BuildProgress
 from fcn_export.engine.proposals import ProfileProposal, propose_profiles, sizes_in
@@ -135,7 +136,8 @@ def set_up_plans(request: ExportRequest) -> PlanSetup:
     """Decide what builds the plans, and refuse options that it would ignore.
 
     Raises:
-        BackendUnavailableError: the named library is not installed.
+        BackendUnavailableError: the named library is not installed, or builds on GPUs only and
+            there is none.
         BuildError: an option that it does not take.
         SourceError, ProfileError: there is no image to propose profiles from.
     """
@@ -143,6 +145,8 @@ def set_up_plans(request: ExportRequest) -> PlanSetup:
         return PlanSetup(None)
     names: tuple[LibraryName, ...] = ("tensorrt", "tensorrt-rtx")
     named = next((name for name in names if name == request.engine), None)
+    if named is not None and not capabilities_of(named).builds_without_gpu:
+        gpu_compute_capability()  # raises now, and not after minutes
     chosen = named or _find_library()
     if chosen is None:
         return PlanSetup(None, _INSTALL)

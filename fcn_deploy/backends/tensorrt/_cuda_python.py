@@ -10,8 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from fcn_deploy.backends.tensorrt.device import DeviceInfo, check_ordinal, out_of_memory
-from fcn_deploy.errors import BackendUnavailableError, ExecutionError
+from fcn_deploy.backends.tensorrt.device import (
+    OUT_OF_MEMORY_HINT,
+    DeviceInfo,
+    check_ordinal,
+    out_of_memory,
+)
+from fcn_deploy.errors import BackendUnavailableError, DeviceMemoryError, ExecutionError
 from fcn_deploy.tensors import Array
 
 __all__ = ["AnyStream", "CudaPythonDevice", "call", "require_driver"]
@@ -22,6 +27,8 @@ _EVENT_DEFAULT = 0
 _EVENT_DISABLE_TIMING = 2
 _OUT_OF_MEMORY = 2
 _NOT_READY = 600
+# an uncorrectable memory error, a fault of a kernel's, and unknown: every later call fails, too
+_LOST = {214, 700, 702, 710, *range(714, 720), 999}
 
 
 class AnyStream:
@@ -178,7 +185,8 @@ def call(function: str, *arguments: Any) -> Any:
     """Call the driver; give its result, or a tuple where there are several.
 
     Raises:
-        ExecutionError: it returned an error.
+        DeviceMemoryError: the GPU, or the host where the call is about its memory, has no room.
+        ExecutionError: it returned another error.
     """
     status, *results = getattr(require_driver(), function)(*arguments)
     _check(function, status)
@@ -204,10 +212,11 @@ def require_driver() -> ModuleType:
 
 
 def _check(function: str, status: Any) -> None:
-    if int(status) == 0:
+    code = int(status)
+    if code == 0:
         return
-    name = getattr(status, "name", str(int(status)))
-    raise ExecutionError(
-        f"the CUDA driver failed in {function}: {name} ({int(status)}).",
-        hint="After a failed run the context is lost: start the process again.",
-    )
+    what = f"the CUDA driver failed in {function}: {getattr(status, 'name', code)} ({code})."
+    if code == _OUT_OF_MEMORY:
+        raise DeviceMemoryError(what, hint=OUT_OF_MEMORY_HINT)
+    lost = "After a failed run the context is lost: start the process again."
+    raise ExecutionError(what, hint=lost if code in _LOST else None)

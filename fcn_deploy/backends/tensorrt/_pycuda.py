@@ -16,8 +16,13 @@ from typing import Any
 import numpy as np
 
 from fcn_deploy.backends.tensorrt._cuda_python import AnyStream
-from fcn_deploy.backends.tensorrt.device import DeviceInfo, check_ordinal, out_of_memory
-from fcn_deploy.errors import BackendUnavailableError, ExecutionError
+from fcn_deploy.backends.tensorrt.device import (
+    OUT_OF_MEMORY_HINT,
+    DeviceInfo,
+    check_ordinal,
+    out_of_memory,
+)
+from fcn_deploy.errors import BackendUnavailableError, DeviceMemoryError, ExecutionError
 from fcn_deploy.tensors import Array
 
 __all__ = ["PyCudaDevice"]
@@ -32,7 +37,7 @@ class PyCudaDevice(AnyStream):
 
     def __init__(self, ordinal: int) -> None:
         self._driver = driver = _require_pycuda()
-        with _translated("cuInit", driver, BackendUnavailableError):
+        with _translated("cuInit", driver):
             driver.init()
             count = driver.Device.count()
         check_ordinal(ordinal, count)
@@ -156,13 +161,14 @@ class PyCudaDevice(AnyStream):
 
 
 @contextmanager
-def _translated(
-    function: str, driver: ModuleType, kind: type[Exception] = ExecutionError
-) -> Generator[None]:
+def _translated(function: str, driver: ModuleType) -> Generator[None]:
     try:
         yield
     except driver.Error as error:
-        raise kind(f"the CUDA driver failed in {function}: {error}.") from error
+        what = f"the CUDA driver failed in {function}: {error}."
+        if isinstance(error, driver.MemoryError):
+            raise DeviceMemoryError(what, hint=OUT_OF_MEMORY_HINT) from error
+        raise ExecutionError(what) from error
 
 
 def _require_pycuda() -> ModuleType:

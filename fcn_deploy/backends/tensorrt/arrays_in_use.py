@@ -54,19 +54,30 @@ class ArraysInUse:
         views = views_of(out, self._device)
         results: dict[str, Any] = {}
         addresses: dict[str, int] = {}
-        for spec in specs:
-            shape, dtype = shapes[spec.name], np.dtype(spec.dtype)
-            if spec.name in out:
-                view = views[spec.name]
-                if (view.shape, view.dtype) != (shape, dtype):
-                    raise ShapeError(wrong_out(spec.name, view, shape, dtype))
-                results[spec.name], addresses[spec.name] = out[spec.name], view.address
-            else:
-                address = self._device.alloc(nbytes_of(spec, shapes))
-                array = DeviceArray(address, shape, dtype, self._free)
-                self._given_out.add(array)
-                results[spec.name], addresses[spec.name] = array, address
+        try:
+            for spec in specs:
+                shape, dtype = shapes[spec.name], np.dtype(spec.dtype)
+                if spec.name in out:
+                    view = views[spec.name]
+                    if (view.shape, view.dtype) != (shape, dtype):
+                        raise ShapeError(wrong_out(spec.name, view, shape, dtype))
+                    results[spec.name], addresses[spec.name] = out[spec.name], view.address
+                else:
+                    address = self._device.alloc(nbytes_of(spec, shapes))
+                    array = DeviceArray(address, shape, dtype, self._free)
+                    self._given_out.add(array)
+                    results[spec.name], addresses[spec.name] = array, address
+        except BaseException:
+            self.take_back(results, out)
+            raise
         return results, addresses
+
+    def take_back(self, results: Mapping[str, Any], out: Mapping[str, Any]) -> None:
+        """Free what `outputs` made for a run that failed, after what was begun of it."""
+        self._wait()
+        for name, array in results.items():
+            if name not in out:
+                array.close()
 
     def keep_until_executed(self, what: object) -> None:
         """Hold on to others' arrays until the run that uses them is over."""
@@ -80,10 +91,7 @@ class ArraysInUse:
         """Free an array that was given out, after the run that fills it."""
         if array in self._given_out:
             self._given_out.discard(array)
-            done = self._device.event()
-            self._device.record(done, self._stream)
-            self._device.synchronize(done)
-            self._device.release(done)
+            self._wait()
             self._device.free(array.address)
 
     def close(self) -> None:
@@ -92,6 +100,12 @@ class ArraysInUse:
             array.close()
         self._device.release(*(event for event, _ in self._kept))
         self._kept.clear()
+
+    def _wait(self) -> None:
+        done = self._device.event()
+        self._device.record(done, self._stream)
+        self._device.synchronize(done)
+        self._device.release(done)
 
 
 def views_of(arrays: Mapping[str, Any], device: DeviceBackend) -> dict[str, DeviceView]:

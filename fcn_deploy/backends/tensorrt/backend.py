@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from fcn_deploy.backends.base import ContextManaged, ModelSource, RunTimes
 from fcn_deploy.backends.tensorrt.api import installed, load_tensorrt
-from fcn_deploy.backends.tensorrt.device import device_problem, open_device
+from fcn_deploy.backends.tensorrt.device import device_problem, open_device, require_device
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.backends.tensorrt.head_kernel import HeadKernel, label_dtype
 from fcn_deploy.backends.tensorrt.label_stage import LabelStage
@@ -36,14 +36,13 @@ class TensorRtBackend:
         return installed(self.name) and device_problem() is None
 
     def version(self) -> str:
-        library = load_tensorrt(self.name)
-        problem = device_problem()
-        if problem is not None:
-            raise BackendUnavailableError(
-                f"{self.name} cannot run here: {problem}.",
-                hint="A plan needs an NVIDIA GPU with its driver, and: pip install "
-                "'fcn-deploy[gpu]'",
-            )
+        try:
+            library = load_tensorrt(self.name)
+        except BackendUnavailableError as error:
+            # installing it is of no use where it could not run
+            require_device(what=f"{error.message.removesuffix('.')}; {self.name}")
+            raise
+        require_device(what=self.name)
         return library.release
 
     def precisions(self) -> tuple[Precision, ...]:

@@ -31,7 +31,7 @@ class BufferPool:
     @property
     def device_bytes(self) -> int:
         """Bytes of device memory that are held."""
-        return sum(capacity for _, capacity in self._on_device.values())
+        return sum(capacity for _, capacity in list(self._on_device.values()))
 
     def on_device(self, key: str, num_bytes: int) -> int:
         """Give the address of device memory of at least this size.

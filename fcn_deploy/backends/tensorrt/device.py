@@ -12,17 +12,21 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol, cast
 
-from fcn_deploy.errors import BackendUnavailableError, DeviceMemoryError
+from fcn_deploy.errors import BackendUnavailableError, DeviceMemoryError, ExecutionError
 from fcn_deploy.tensors import Array
 
 __all__ = [
+    "OUT_OF_MEMORY_HINT",
     "DeviceBackend",
     "DeviceInfo",
     "check_ordinal",
     "device_problem",
     "open_device",
     "out_of_memory",
+    "require_device",
 ]
+
+OUT_OF_MEMORY_HINT = "Use smaller frames or batches, or end what else uses the GPU."
 
 # in the order of preference where the user leaves the choice to us
 _FACTORIES = {
@@ -169,16 +173,34 @@ class DeviceBackend(Protocol):
 
 
 def device_problem(name: str | None = None) -> str | None:
-    """Say what keeps CUDA from being used here, in a phrase with the remedy; None where nothing.
+    """Say what keeps CUDA from being used here, in a phrase; None where nothing.
 
     Only looks whether things are there: opens no device.
     """
+    if not _driver_loads():
+        return "the NVIDIA driver (libcuda.so.1) is not installed"
     names = tuple(_FACTORIES) if name is None else (name,)
     if not any(_installed(_FACTORIES[each][2]) for each in names):
         return f"no CUDA driver library for Python ({' or '.join(names)}) is installed"
-    if not _driver_loads():
-        return "the NVIDIA driver (libcuda.so.1) is not installed"
     return None
+
+
+def require_device(name: str | None = None, *, what: str) -> None:
+    """Look whether CUDA can be used here, as `device_problem` does.
+
+    Args:
+        what: wants it, for the message.
+
+    Raises:
+        BackendUnavailableError: it cannot.
+    """
+    problem = device_problem(name)
+    if problem is None:
+        return
+    hint = "A plan runs where an NVIDIA GPU and its driver are; a CPU runs the artifact's graphs."
+    if _driver_loads():
+        hint = "pip install cuda-bindings, or pycuda, which needs CUDA's headers."
+    raise BackendUnavailableError(f"{what} cannot run here: {problem}.", hint=hint)
 
 
 def open_device(name: str = "auto", *, ordinal: int = 0) -> DeviceBackend:
@@ -194,16 +216,17 @@ def open_device(name: str = "auto", *, ordinal: int = 0) -> DeviceBackend:
     """
     if name != "auto" and name not in _FACTORIES:
         raise ValueError(f"device library is {name!r}; expected auto, {', '.join(_FACTORIES)}")
-    problem = device_problem(None if name == "auto" else name)
-    if problem is not None:
-        raise BackendUnavailableError(
-            f"TensorRT cannot run here: {problem}.",
-            hint="A plan needs an NVIDIA GPU with its driver, and: pip install 'fcn-deploy[gpu]'",
-        )
+    require_device(None if name == "auto" else name, what="TensorRT")
     if name == "auto":
         name = next(each for each, (_, _, module) in _FACTORIES.items() if _installed(module))
     module, factory, _ = _FACTORIES[name]
-    return cast("DeviceBackend", getattr(import_module(module), factory)(ordinal))
+    try:
+        return cast("DeviceBackend", getattr(import_module(module), factory)(ordinal))
+    except ExecutionError as error:  # no GPU, one that is full or taken, another driver's library
+        raise BackendUnavailableError(
+            f"TensorRT cannot run here: {error.message}",
+            hint="Check nvidia-smi and CUDA_VISIBLE_DEVICES.",
+        ) from error
 
 
 def check_ordinal(ordinal: int, count: int) -> None:
@@ -225,7 +248,7 @@ def out_of_memory(needed: int, free: int, total: int, *, what: str) -> DeviceMem
     return DeviceMemoryError(
         f"the GPU has no room for {what}: {needed / mib:.1f} MiB are needed, "
         f"{free / mib:.1f} of {total / mib:.1f} MiB are free.",
-        hint="Use smaller frames or batches, or end what else uses the GPU.",
+        hint=OUT_OF_MEMORY_HINT,
     )
 
 

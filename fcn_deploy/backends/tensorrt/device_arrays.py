@@ -116,9 +116,14 @@ def stream_handle(stream: Any, arrays: Iterable[Any], views: Iterable[DeviceView
 
     Raises:
         TypeError: it is none of these.
+        ValueError: it is None, and the arrays name several.
     """
     if stream is None:
         named = {view.stream for view in views if view.stream is not None}
+        if len(named) > 1:
+            raise ValueError(
+                f"the inputs name {len(named)} streams; put them in order and give one as stream="
+            )
         if named:
             return int(named.pop())
         # no import: whoever holds a tensor has PyTorch loaded

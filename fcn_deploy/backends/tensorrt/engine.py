@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,7 @@ class TrtEngine(ContextManaged):
         self.name = name
         self.library = library
         self.device = device
+        self._lock = threading.Lock()  # taken before a session's own
         self._sessions: list[InferenceSession] = []
         self._engine: Engine | None = None
         self._runtime: Runtime | None = None
@@ -199,9 +201,10 @@ class TrtEngine(ContextManaged):
         """
         from fcn_deploy.backends.tensorrt.session import InferenceSession
 
-        self._require_usable(f"the engine '{self.name}'")
-        session = InferenceSession(self, depth=depth, cuda_graphs=cuda_graphs, timing=timing)
-        self._sessions.append(session)
+        with self._lock:  # no session is made of an engine that is being closed
+            self._require_usable(f"the engine '{self.name}'")
+            session = InferenceSession(self, depth=depth, cuda_graphs=cuda_graphs, timing=timing)
+            self._sessions.append(session)
         return session
 
     def new_context(self, native_graphs: bool, /) -> ExecutionContext:
@@ -235,15 +238,16 @@ class TrtEngine(ContextManaged):
 
     def close(self) -> None:
         """Free sessions, engine, runtime and device, in this order. May be called twice."""
-        if self._closed:
-            return
-        for session in list(self._sessions):
-            session.close()
-        super().close()
-        with self.device.current():
-            self._engine = None
-            self._runtime = None
-        self.device.close()
+        with self._lock:
+            if self._closed:
+                return
+            for session in list(self._sessions):
+                session.close()
+            super().close()
+            with self.device.current():
+                self._engine = None
+                self._runtime = None
+            self.device.close()
 
     def _opened(self) -> Engine:
         if self._engine is None:

@@ -61,6 +61,7 @@ class BoundContext:
                     )
             self._profile = profile
             self._shapes = {}  # the library forgets them with the profile
+            self._addresses = {}  # whether it keeps these is not documented
         if self._shapes == shapes:
             return self._output_shapes
         self._shapes, self.settled = {}, False

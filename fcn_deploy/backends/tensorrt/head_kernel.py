@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from importlib.resources import files
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
-from fcn_deploy.errors import BackendUnavailableError, NonFiniteOutputError
+from fcn_deploy.errors import BackendUnavailableError, ExecutionError, NonFiniteOutputError
 from fcn_deploy.head.geometry import make_axis
 from fcn_deploy.tensors import Array
 
@@ -35,6 +36,8 @@ BLOCK = (32, 8, 1)
 
 TAINTED = np.zeros(1, np.int32)
 """The mark that the kernel sets where it meets a score that is NaN or infinite, not set."""
+
+_INSTALL_NVRTC = "pip install 'cuda-bindings>=13,<14' 'nvidia-cuda-nvrtc>=13,<14'"
 
 _POINTERS = (
     *("scores", "row_cells", "row_near", "row_far", "column_cells", "column_near", "column_far"),
@@ -65,12 +68,21 @@ class HeadKernel:
             image: machine code for this GPU; None compiles it, which takes about a second.
 
         Raises:
-            BackendUnavailableError: NVIDIA's compiler for that is not installed.
+            BackendUnavailableError: NVIDIA's compiler for that is not installed, or the driver does
+                not take what it makes.
         """
         self._device = device
         major, minor = device.info.compute_capability
         code = compile_head(f"sm_{major}{minor}") if image is None else image
-        self._kernel: Any = device.load_kernel(code, "head_labels")
+        try:
+            self._kernel: Any = device.load_kernel(code, "head_labels")
+        except ExecutionError as error:
+            raise BackendUnavailableError(
+                f"the head's kernel for compute capability {major}.{minor} cannot be loaded: "
+                f"{error.message}",
+                hint="NVRTC may be of a later CUDA than the driver: nvidia-smi says which CUDA the "
+                "driver has; pip install an nvidia-cuda-nvrtc of that release.",
+            ) from error
 
     def enqueue(
         self,
@@ -165,28 +177,57 @@ def compile_head(architecture: str) -> bytes:
     Raises:
         BackendUnavailableError: NVRTC is not installed, or does not know this kind.
     """
-    hint = "pip install cuda-bindings nvidia-cuda-nvrtc"
+    nvrtc = _require_nvrtc()
+    source = head_source().encode()
+    _, program = nvrtc.nvrtcCreateProgram(source, b"head.cu", 0, [], [])
+    try:
+        options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        if int(status) != 0:
+            _, size = nvrtc.nvrtcGetProgramLogSize(program)
+            log = bytearray(size)
+            nvrtc.nvrtcGetProgramLog(program, log)
+            said = " ".join(bytes(log).decode(errors="replace").strip("\0").split())
+            _, major, minor = nvrtc.nvrtcVersion()
+            raise BackendUnavailableError(
+                f"NVRTC {major}.{minor} cannot compile the head for {architecture}: "
+                f"{said[:300] or status.name}",
+                hint="A GPU that is newer than NVRTC takes a newer one: pip install -U "
+                "'nvidia-cuda-nvrtc>=13,<14'",
+            )
+        _, size = nvrtc.nvrtcGetCUBINSize(program)
+        code = bytearray(size)
+        nvrtc.nvrtcGetCUBIN(program, code)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    return bytes(code)
+
+
+def _require_nvrtc() -> ModuleType:
+    """Import cuda.bindings' NVRTC and load its library.
+
+    Raises:
+        BackendUnavailableError: one of the two is not installed.
+    """
     try:
         from cuda.bindings import nvrtc
+        from cuda.pathfinder import DynamicLibNotFoundError
     except ImportError as error:
-        raise BackendUnavailableError(f"NVRTC cannot be used: {error}.", hint=hint) from error
-    source = head_source().encode()
-    try:
-        status, program = nvrtc.nvrtcCreateProgram(source, b"head.cu", 0, [], [])
-    except RuntimeError as error:  # the library itself is missing
-        raise BackendUnavailableError(f"NVRTC cannot be used: {error}.", hint=hint) from error
-    options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    if int(status) != 0:
-        _, size = nvrtc.nvrtcGetProgramLogSize(program)
-        log = bytearray(size)
-        nvrtc.nvrtcGetProgramLog(program, log)
-        said = bytes(log).decode(errors="replace").strip("\0 \n") or status.name
         raise BackendUnavailableError(
-            f"NVRTC cannot compile the head for {architecture}: {said[:300]}"
-        )
-    _, size = nvrtc.nvrtcGetCUBINSize(program)
-    code = bytearray(size)
-    nvrtc.nvrtcGetCUBIN(program, code)
-    nvrtc.nvrtcDestroyProgram(program)
-    return bytes(code)
+            f"NVRTC cannot be used: {error}.", hint=_INSTALL_NVRTC
+        ) from error
+    try:
+        nvrtc.nvrtcVersion()  # the first call loads the library
+    except DynamicLibNotFoundError as error:
+        raise BackendUnavailableError(
+            "NVRTC cannot be used: libnvrtc.so is neither in a wheel nor in Conda, CUDA_HOME or "
+            "the system's folders.",
+            hint=_INSTALL_NVRTC,
+        ) from error
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:300]
+        raise BackendUnavailableError(
+            f"NVRTC cannot be used: {said}.", hint=_INSTALL_NVRTC
+        ) from error
+    module: ModuleType = nvrtc
+    return module

@@ -48,8 +48,7 @@ class Ring:
         """Take the slot that was used longest ago, after its run."""
         slot = self._slots[self._turn % len(self._slots)]
         self._turn += 1
-        if slot.pending is not None:
-            slot.pending.settle()
+        slot.settle()
         return slot
 
     def addresses(self, slot: Slot, specs: Sequence[TensorSpec], shapes: Shapes) -> dict[str, int]:
@@ -103,8 +102,7 @@ class Ring:
     def finish(self) -> None:
         """Wait for all runs; wants no context current."""
         for slot in self._slots:
-            if slot.pending is not None:
-                slot.pending.settle()
+            slot.settle()
 
     def drain_all(self) -> None:
         """Wait for all that was enqueued, after `finish`."""

@@ -157,12 +157,18 @@ class InferenceSession(ContextManaged):
         with self._lock, self._device.current():
             context = self._usable_context()
             output_shapes = context.set_shapes(profile, shapes, self._stream)
-            results, targets = self._arrays.outputs(self.engine.outputs, output_shapes, out or {})
-            context.set_addresses({name: view.address for name, view in views.items()} | targets)
-            self._device.order(foreign, self._stream)
-            context.enqueue(self._stream)
-            self._device.order(self._stream, foreign)
-            self._arrays.keep_until_executed((dict(inputs), dict(results)))
+            given = out or {}
+            results, targets = self._arrays.outputs(self.engine.outputs, output_shapes, given)
+            addresses = {name: view.address for name, view in views.items()} | targets
+            try:
+                context.set_addresses(addresses)
+                self._device.order(foreign, self._stream)
+                context.enqueue(self._stream)
+                self._device.order(self._stream, foreign)
+                self._arrays.keep_until_executed((dict(inputs), dict(results)))
+            except BaseException:
+                self._arrays.take_back(results, given)
+                raise
             return results
 
     def profile_layers(self, feeds: Mapping[str, Array], *, runs: int = 10) -> list[LayerTime]:
@@ -189,14 +195,18 @@ class InferenceSession(ContextManaged):
             addresses = self._addresses(
                 slot, shapes | bound.set_shapes(profile, shapes, self._stream)
             )
-            self._ring.copy_in(slot, feeds, addresses)
-            bound.set_addresses(addresses)
-            bound.enqueue(self._stream)  # the first run of a shape is slower
-            self._ring.drain(slot)
-            raw.profiler = profiler = self.engine.library.profiler(report)
-            for _ in range(runs):
-                bound.enqueue(self._stream)
+            try:
+                self._ring.copy_in(slot, feeds, addresses)
+                bound.set_addresses(addresses)
+                bound.enqueue(self._stream)  # the first run of a shape is slower
                 self._ring.drain(slot)
+                raw.profiler = profiler = self.engine.library.profiler(report)
+                for _ in range(runs):
+                    bound.enqueue(self._stream)
+                    self._ring.drain(slot)
+            except BaseException:
+                self._ring.drain(slot)  # as for `submit`
+                raise
             del bound, raw, profiler
         return [LayerTime(name, total / runs) for name, total in totals.items()]
 
@@ -234,15 +244,16 @@ class InferenceSession(ContextManaged):
         self, context: BoundContext, shapes: tuple[object, ...], addresses: Mapping[str, int]
     ) -> None:
         key = (shapes, *addresses.items())
-        if self._graphs is not None and key in self._graphs:
-            self._graphs.launch(key, self._stream)
+        # a graph has none of the work that TensorRT puts off when shapes change: neither is it
+        # recorded nor is one of the same shapes launched before these were run once more
+        if self._graphs is None or not context.settled:
+            context.set_addresses(addresses)
+            context.enqueue(self._stream)
             return
-        context.set_addresses(addresses)
-        if self._graphs is not None and context.settled:
+        if key not in self._graphs:
+            context.set_addresses(addresses)
             self._graphs.record(key, lambda: context.enqueue(self._stream), self._stream)
-            self._graphs.launch(key, self._stream)
-            return
-        context.enqueue(self._stream)
+        self._graphs.launch(key, self._stream)
 
     def _free_array(self, array: DeviceArray) -> None:
         with self._lock, self._device.current():

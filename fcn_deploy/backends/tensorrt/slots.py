@@ -36,6 +36,12 @@ class Slot:
     def events(self) -> tuple[Any, ...]:
         return self.begun, self.uploaded, self.started, self.executed, self.downloaded
 
+    def settle(self) -> None:
+        """Wait for the run that has it, if any, and let its result be copied out."""
+        pending = self.pending  # once: a thread that takes the result meanwhile sets it to None
+        if pending is not None:
+            pending.settle()
+
     def drop_events(self) -> None:
         """Let go of the events, though results may hold on to the slot."""
         self.begun = self.uploaded = self.started = self.executed = self.downloaded = None
@@ -67,16 +73,20 @@ class PendingResult:
         self._lock = threading.Lock()
         self._arrays: dict[str, Array] = {}
         self._times: RunTimes | None = None
-        self._error: FcnDeployError | None = None
+        self._error: FcnDeployError | MemoryError | None = None
         self._finished = False
 
     def done(self) -> bool:
-        """Say whether `result` would not wait."""
-        with self._lock:
+        """Say whether `result` would not wait. Does not wait itself."""
+        if not self._lock.acquire(blocking=False):
+            return self._finished  # another thread waits for it
+        try:
             if self._finished:
                 return True
             with self._device.current():
                 return self._device.is_done(self._slot.downloaded)
+        finally:
+            self._lock.release()
 
     def result(self, *, out: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Wait for the run and give its outputs, arrays owned by the caller.
@@ -88,6 +98,7 @@ class PendingResult:
             ExecutionError: the run failed on the GPU.
             NonFiniteOutputError: labels were made on the GPU, of scores with NaN or infinity.
             ShapeError: an array of `out` is of another shape or dtype.
+            MemoryError: the host has no room for the outputs.
         """
         self.settle()
         if self._error is not None:
@@ -104,7 +115,10 @@ class PendingResult:
         return self._times
 
     def settle(self) -> None:
-        """Wait, copy the outputs out of the slot and let go of it. Keeps an error for `result`."""
+        """Wait, copy the outputs out of the slot and let go of it. Keeps an error for `result`.
+
+        What interrupts it, such as Ctrl-C, leaves the run in its slot, to be waited for again.
+        """
         with self._lock:
             if self._finished:
                 return
@@ -120,12 +134,11 @@ class PendingResult:
                 # copied: the slot's memory is overwritten by its next run
                 arrays = {name: part.copy() for name, part in self._parts.items()}
                 self._arrays = arrays if self._finish is None else self._finish(arrays)
-            except FcnDeployError as error:
-                self._error = error
-            finally:
-                self._parts = {}
-                self._finished = True
-                slot.pending = None
+            except (FcnDeployError, MemoryError) as error:
+                self._error = error  # its own: whoever waits here may be the slot's next run
+            self._parts = {}
+            self._finished = True
+            slot.pending = None
 
 
 def _copied(name: str, array: Array, target: Array) -> Array:

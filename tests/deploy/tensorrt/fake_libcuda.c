@@ -135,7 +135,12 @@ static int in_use(const char *start, size_t size) {
 
 /* ---------------------------------------------------------------- start, devices, contexts */
 
-Result cuInit(unsigned flags) { initialised = 1; return flags ? INVALID_VALUE : OK; }
+Result cuInit(unsigned flags) {
+    const char *refusal = getenv("FAKE_CUINIT"); /* the code of an error */
+    if (refusal) return atoi(refusal);
+    initialised = 1;
+    return flags ? INVALID_VALUE : OK;
+}
 Result cuDriverGetVersion(int *version) { *version = 13000; return OK; }
 Result cuDeviceGetCount(int *count) { *count = 1; return initialised ? OK : NOT_INITIALISED; }
 Result cuDeviceGet(int *device, int ordinal) { *device = 0; return ordinal == 0 ? OK : INVALID_DEVICE; }
@@ -181,7 +186,7 @@ Result cuCtxSynchronize(void) {
 
 static Result allocate(void **address, size_t size, int device) {
     if (!size) return fail(INVALID_VALUE, "allocation of no bytes");
-    if (device && size > total - used) return OUT_OF_MEMORY;
+    if (size > (device ? total - used : total)) return OUT_OF_MEMORY;
     Block *b = malloc(sizeof *b);
     b->start = aligned_alloc(256, (size + 255) / 256 * 256);
     b->size = size; b->device = device; b->next = blocks;

@@ -109,6 +109,15 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
         open_device(NAME, ordinal=3)
 
 
+def test_a_driver_that_finds_no_gpu_is_none_to_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_CUINIT", "100")
+
+    with pytest.raises(
+        BackendUnavailableError, match=r"cannot run here: .*failed in cuInit.*\. Check nvidia-smi"
+    ):
+        open_device(NAME)
+
+
 def test_bytes_travel_there_and_back(device: DeviceBackend) -> None:
     with device.current():
         stream, event, address = device.stream(), device.event(), device.alloc(1000)
@@ -195,9 +204,18 @@ def test_too_much_memory_is_an_error_with_numbers(device: DeviceBackend) -> None
         device.alloc(2 << 30)
 
 
+def test_too_much_page_locked_memory_is_an_error_that_says_what_helps(
+    device: DeviceBackend,
+) -> None:
+    with device.current(), pytest.raises(DeviceMemoryError, match=r"cuMemHostAlloc.*Use smaller"):
+        device.pinned(2 << 30)
+
+
 def test_a_call_without_a_context_is_our_error(device: DeviceBackend) -> None:
-    with pytest.raises(ExecutionError, match="cuMemAlloc"):
+    with pytest.raises(ExecutionError, match="cuMemAlloc") as caught:
         device.alloc(16)
+
+    assert "context is lost" not in str(caught.value)
 
 
 def test_the_context_of_others_comes_back(device: DeviceBackend, driver: CDriver) -> None:

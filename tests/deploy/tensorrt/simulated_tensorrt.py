@@ -269,6 +269,7 @@ class IExecutionContext:
             return self._refuse(f"profile index {profile_index} is out of range")
         self._engine._driver.enqueue(stream_handle, "change of profile", lambda: None)
         self._profile, self._shapes, self._put_off = profile_index, {}, True
+        self._addresses = {}  # the documentation does not promise that they are kept
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:

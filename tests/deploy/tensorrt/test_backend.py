@@ -14,6 +14,7 @@ from fcn_deploy import Segmenter, VideoPipeline
 from fcn_deploy.artifact import ArtifactWriter
 from fcn_deploy.backends import get_backend, plan_backend_names
 from fcn_deploy.backends.base import ModelSource
+from fcn_deploy.backends.tensorrt import backend as plan_backends
 from fcn_deploy.backends.tensorrt import device
 from fcn_deploy.errors import (
     ArtifactMissingError,
@@ -25,6 +26,7 @@ from fcn_deploy.errors import (
     UntrustedArtifactError,
 )
 from fcn_deploy.manifest import ClassInfo, Fidelity, Variant
+from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Array, Precision
 from tests.deploy.clips import write_clip
 from tests.deploy.manifests import MANIFEST
@@ -51,6 +53,7 @@ def write_artifact(
     capability: str = "8.6",
     versions: dict[str, str] = VERSIONS,
     graph: bytes = GRAPH,
+    shapes: ShapeRange = MANIFEST.shapes,
     multiple_of: int = 1,
 ) -> Path:
     """Write an artifact of a graph of the tests with plans, and fp16's and int8's fidelity."""
@@ -76,7 +79,7 @@ def write_artifact(
             classes=tuple(ClassInfo(str(n), (n, n, n)) for n in range(3)),
             variants=tuple(variants),
             provenance=versions,
-            shapes=replace(MANIFEST.shapes, multiple_of=multiple_of),
+            shapes=replace(shapes, multiple_of=multiple_of),
         )
         writer.commit(manifest)
     return path
@@ -315,13 +318,33 @@ def test_without_a_driver_one_line_says_what_is_missing(
     path = write_artifact(tmp_path, {name: (Precision.FP32,)})
     use_simulation(monkeypatch, driver)
     problem = "the NVIDIA driver (libcuda.so.1) is not installed"
-    monkeypatch.setattr("fcn_deploy.backends.tensorrt.backend.device_problem", lambda: problem)
+    monkeypatch.setattr(plan_backends, "device_problem", lambda: problem)
+    monkeypatch.setattr(plan_backends, "require_device", device.require_device)
+    monkeypatch.setattr(device, "device_problem", lambda name=None: problem)
     backend = get_backend(name)
 
     assert not backend.available()
     for ask in (backend.version, backend.precisions, lambda: Segmenter.open(path, backend=name)):
         with pytest.raises(BackendUnavailableError, match=rf"{name} cannot run here: the NVIDIA"):
             ask()
+    with Segmenter.open(path) as segmenter:
+        assert f"was left out: {name} cannot run here: {problem};" in segmenter.reason
+
+
+def test_without_a_driver_a_plan_by_itself_says_what_each_backend_lacks(
+    driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.fp16.plan"
+    path.write_bytes(make_plan(GRAPH, [SMALL]))
+    monkeypatch.undo()
+    monkeypatch.setattr(device, "_driver_loads", lambda: False)
+
+    with pytest.raises(
+        BackendUnavailableError,
+        match=r"plans can run here: TensorRT is not installed; tensorrt cannot .*; tensorrt-rtx "
+        r"cannot run here: the NVIDIA driver .* is not installed\. A plan runs where",
+    ):
+        Segmenter.open(path, trust_code=True)
 
 
 def test_a_plan_is_opened_whole(driver: SimDriver) -> None:

@@ -10,11 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcn_deploy.backends.tensorrt.device_arrays import DeviceArray, stream_handle, view_of
-from fcn_deploy.errors import ClosedError, DTypeError, ShapeError
+from fcn_deploy.backends.tensorrt.device_arrays import (
+    DeviceArray,
+    DeviceView,
+    stream_handle,
+    view_of,
+)
+from fcn_deploy.errors import (
+    ClosedError,
+    DeviceMemoryError,
+    DTypeError,
+    ExecutionError,
+    ShapeError,
+)
+from fcn_deploy.onnx_scan import with_outputs
 from fcn_deploy.tensors import Array
 from tests.deploy.tensorrt.simulated_driver import SimDriver, device_range
-from tests.deploy.tensorrt.worlds import World, expected, frames, make_world
+from tests.deploy.tensorrt.worlds import GRAPH, World, expected, frames, make_world
 
 
 class ForeignArray:
@@ -204,6 +216,66 @@ def test_an_output_of_another_shape_is_refused(world: World) -> None:
         world.engine.session().infer_device({"image": array}, out={"labels": out})
 
 
+def test_a_run_that_is_refused_leaves_no_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (frame,) = frames(1)
+    array = ForeignArray(world.driver, frame, 0).fill()
+    session = world.engine.session()
+    context: Any = session._usable_context()._context
+
+    with monkeypatch.context() as patch:
+        patch.setattr(context, "execute_async_v3", lambda stream: False)
+        for _ in range(3):
+            with pytest.raises(ExecutionError, match="it gave no reason"):
+                session.infer_device({"image": array})
+    context = None
+
+    assert set(world.driver.memory) == {array.address}
+    labels = session.infer_device({"image": array})["labels"]
+    found = read_in_stream(world.driver, labels.address, labels.shape, labels.dtype, 0)
+    np.testing.assert_array_equal(found, expected(frame))
+
+
+def test_what_a_failed_run_began_is_over_before_its_caller_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = make_world()
+    (frame,) = frames(1)
+    array = ForeignArray(world.driver, frame, 0).fill()
+    out = ForeignArray(world.driver, np.zeros((1, 12, 16), np.uint8), 0)
+    session = world.engine.session()
+    context: Any = session._usable_context()._context
+    enqueue = context.execute_async_v3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(context, "execute_async_v3", lambda stream: enqueue(stream) and False)
+        with pytest.raises(ExecutionError, match="it gave no reason"):
+            session.infer_device({"image": array}, out={"labels": out})
+    context = enqueue = None
+
+    with world.driver.current():
+        world.driver.free(array.address)  # refused while work that uses it is queued
+        world.driver.free(out.address)
+    world.close()
+
+
+def test_an_output_without_room_leaves_the_others_no_memory() -> None:
+    # the input has 576 bytes, labels 192, scores 576
+    graph = with_outputs(GRAPH, ("labels", "network_scores"))
+    world = make_world(graph=graph, total_bytes=1000, memory=1)
+    (frame,) = frames(1)
+    array = ForeignArray(world.driver, frame, 0).fill()
+    session = world.engine.session()
+
+    for _ in range(3):
+        with pytest.raises(DeviceMemoryError, match="MiB are needed"):
+            session.infer_device({"image": array})
+
+    assert set(world.driver.memory) == {array.address}
+    world.engine.close()
+
+
 def test_an_input_of_another_dtype_is_refused(world: World) -> None:
     array = ForeignArray(world.driver, np.zeros((1, 12, 16, 3), np.float32), 0).fill()
 
@@ -260,6 +332,15 @@ def test_an_array_on_another_gpu_is_refused() -> None:
 )
 def test_streams_of_other_libraries_are_understood(stream: object) -> None:
     assert stream_handle(stream, [], []) == 77
+
+
+def test_inputs_that_are_ready_in_several_streams_are_refused() -> None:
+    views = [DeviceView(256, (1,), np.dtype(np.uint8), stream) for stream in (None, 5, 6)]
+
+    with pytest.raises(ValueError, match="the inputs name 2 streams"):
+        stream_handle(None, [], views)
+    assert stream_handle(None, [], views[:2]) == 5
+    assert stream_handle(7, [], views) == 7
 
 
 def test_a_stream_that_is_none_is_refused_by_type() -> None:

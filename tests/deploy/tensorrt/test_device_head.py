@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,12 +14,19 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from cuda.pathfinder import DynamicLibNotFoundError
 
 from fcn_deploy.backends.tensorrt import head_kernel
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
 from fcn_deploy.backends.tensorrt.device_head import DeviceHead
-from fcn_deploy.backends.tensorrt.head_kernel import compile_head
-from fcn_deploy.errors import BackendUnavailableError, ClosedError, NonFiniteOutputError, ShapeError
+from fcn_deploy.backends.tensorrt.head_kernel import HeadKernel, compile_head
+from fcn_deploy.errors import (
+    BackendUnavailableError,
+    ClosedError,
+    ExecutionError,
+    NonFiniteOutputError,
+    ShapeError,
+)
 from fcn_deploy.head import upsample_argmax
 from fcn_deploy.tensors import Array
 from tests.deploy.interpolation import interpolate
@@ -26,6 +34,7 @@ from tests.deploy.tensorrt.fake_driver import build_host_kernel
 from tests.deploy.tensorrt.simulated_driver import SimDevice, SimDriver, device_range
 from tests.deploy.tensorrt.simulated_head import simulated_head
 
+ROOT = Path(__file__).resolve().parents[3]
 COMPUTE_CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
 
 
@@ -175,30 +184,77 @@ def test_nvrtc_that_does_not_know_a_gpu_says_so() -> None:
     pytest.importorskip("cuda.bindings.nvrtc")
 
     with pytest.raises(
-        BackendUnavailableError, match=r"cannot compile the head for sm_1: .*architecture"
+        BackendUnavailableError,
+        match=r"NVRTC 13\.\d+ cannot compile the head for sm_1: .*architecture.*pip install -U",
     ):
         compile_head("sm_1")
 
 
-def test_without_nvrtc_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
-        raise RuntimeError("Failed to dlopen libnvrtc.so.13")
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (None, "import of cuda.bindings halted"),
+        (RuntimeError("Failed to dlopen\nlibnvrtc.so.13"), r"Failed to dlopen libnvrtc\.so\.13\."),
+        (DynamicLibNotFoundError("Failure finding it"), r"libnvrtc\.so is neither in a wheel nor"),
+    ],
+    ids=["bindings", "library", "wheel"],
+)
+def test_without_nvrtc_one_line_says_what_to_install(
+    error: RuntimeError | None, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        if error is not None:
+            raise error
 
-    without_library: Any = ModuleType("cuda.bindings")
-    without_library.nvrtc = SimpleNamespace(nvrtcCreateProgram=fail)
+    bindings: Any = ModuleType("cuda.bindings")
+    bindings.nvrtc = SimpleNamespace(nvrtcVersion=fail)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None if error is None else bindings)
 
-    for found, why in ((None, "import of cuda.bindings halted"), (without_library, "dlopen")):
-        monkeypatch.setitem(sys.modules, "cuda.bindings", found)
-        with pytest.raises(
-            BackendUnavailableError, match=rf"NVRTC cannot be used: .*{why}.*nvidia-cuda-nvrtc"
-        ):
-            compile_head("sm_86")
+    with pytest.raises(
+        BackendUnavailableError, match=rf"NVRTC cannot be used: .*{why}.*nvidia-cuda-nvrtc>=13,<14"
+    ) as caught:
+        compile_head("sm_86")
+
+    assert "\n" not in str(caught.value)
 
 
-def test_nvrtc_compiles_the_kernel_at_run_time() -> None:
+@pytest.mark.parametrize("capability", COMPUTE_CAPABILITIES)
+def test_nvrtc_compiles_the_kernel_at_run_time(capability: int) -> None:
     pytest.importorskip("cuda.bindings.nvrtc")
 
-    code = compile_head("sm_86")
+    code = compile_head(f"sm_{capability}")
 
     assert code.startswith(b"\x7fELF")
     assert b"head_labels" in code
+
+
+def test_a_kernel_that_the_driver_does_not_take_is_no_head(
+    host_kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(host_kernel)
+
+    def refuse(image: bytes, name: str) -> None:
+        raise ExecutionError("the CUDA driver failed in cuModuleLoadData: INVALID_IMAGE (200).")
+
+    monkeypatch.setattr(world.device, "load_kernel", refuse)
+
+    with (
+        world.driver.current(),
+        pytest.raises(
+            BackendUnavailableError,
+            match=r"for compute capability 8\.6 cannot be loaded: .*INVALID_IMAGE.*nvidia-smi",
+        ),
+    ):
+        HeadKernel(cast(DeviceBackend, world.device), image=b"for a later driver")
+    world.head.close()
+
+
+@pytest.mark.parametrize("extra", ["gpu", "rtx"])
+def test_the_extras_bring_nvrtc_and_bindings_of_one_major_release(extra: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {
+        requirement.partition(">")[0]: requirement.partition(";")[0].partition(">=")[2]
+        for requirement in project["optional-dependencies"][extra]
+    }
+
+    assert wanted["nvidia-cuda-nvrtc"] == wanted["cuda-bindings"] == "13.0,<14"

@@ -212,7 +212,12 @@ def test_no_driver_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_library_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "_installed", lambda module: False)
 
-    with pytest.raises(BackendUnavailableError, match="no CUDA driver library for Python"):
+    monkeypatch.setattr(device_module, "_driver_loads", lambda: True)
+
+    with pytest.raises(
+        BackendUnavailableError,
+        match=r"no CUDA driver library for Python \(pycuda or cuda-python\) is.*cuda-bindings",
+    ):
         device_module.open_device()
 
 

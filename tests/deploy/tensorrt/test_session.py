@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fcn_deploy.backends.tensorrt.session import InferenceSession, PendingResult
+from fcn_deploy.backends.tensorrt.slots import Slot
 from fcn_deploy.errors import (
     BackendUnavailableError,
     ClosedError,
@@ -73,6 +74,14 @@ def test_sizes_batches_and_profiles_may_alternate(world: World, cuda_graphs: boo
 
     for image, each in zip(images, pending, strict=True):
         np.testing.assert_array_equal(labels_of(each), expected(image))
+
+
+def test_a_change_of_profile_may_forget_the_addresses(world: World) -> None:
+    session = world.engine.session(depth=1)
+    (large,), (small,) = frames(1, 70, 90), frames(1)
+
+    for image in (large, small, large):  # in buffers that stay where they are
+        np.testing.assert_array_equal(session.infer({"image": image})["labels"], expected(image))
 
 
 def test_the_callers_array_may_change_at_once(world: World) -> None:
@@ -254,6 +263,84 @@ def test_one_thread_at_a_time_takes_a_result_from_its_slot(
     assert max(most) == 1
 
 
+def test_a_slot_whose_result_is_taken_meanwhile_is_free(
+    lazy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = lazy.engine.session(depth=1)
+    pending = session.submit({"image": frames(1)[0]})
+    looks = iter([pending])  # another thread takes the result after the first look
+    taken = property(lambda slot: next(looks, None), lambda slot, value: None)
+    monkeypatch.setattr(Slot, "pending", taken)
+
+    session._ring._slots[0].settle()
+
+    assert pending.done()
+
+
+def test_done_does_not_wait_for_another_threads_wait(
+    lazy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pending = lazy.engine.session().submit({"image": frames(1)[0]})
+    original = lazy.device.synchronize
+    waits, asked = threading.Event(), threading.Event()
+
+    def slow(event: Any) -> None:
+        waits.set()
+        asked.wait(5)
+        original(event)
+
+    monkeypatch.setattr(lazy.device, "synchronize", slow)
+    thread = threading.Thread(target=pending.result)
+    thread.start()
+    waits.wait(5)
+
+    found = pending.done()
+    late = asked.is_set()
+    asked.set()
+    thread.join()
+
+    assert (found, late) == (False, False)
+    assert pending.done()
+
+
+def test_a_wait_that_is_interrupted_can_be_taken_up_again(
+    lazy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = lazy.engine.session(depth=1)
+    first, second = frames(2)
+    pending = session.submit({"image": first})
+
+    def interrupt(event: Any) -> None:
+        raise KeyboardInterrupt("Ctrl-C")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lazy.device, "synchronize", interrupt)
+        with pytest.raises(KeyboardInterrupt, match="Ctrl-C"):
+            pending.result()
+
+    after = session.submit({"image": second})  # in the same slot, whose run goes on
+    np.testing.assert_array_equal(labels_of(after), expected(second))
+    np.testing.assert_array_equal(labels_of(pending), expected(first))
+
+
+def test_a_result_that_the_host_has_no_room_for_is_its_callers_error_only(lazy: World) -> None:
+    class TooLarge:
+        def copy(self) -> Array:
+            raise MemoryError("no room for 3 GiB")
+
+    session = lazy.engine.session(depth=1)
+    first, second = frames(2)
+    pending = session.submit({"image": first})
+    too_large: Any = {"labels": TooLarge()}
+    pending._parts = too_large
+
+    after = session.submit({"image": second})
+
+    np.testing.assert_array_equal(labels_of(after), expected(second))
+    with pytest.raises(MemoryError, match="no room for 3 GiB"):
+        pending.result()
+
+
 # ---------------------------------------------------------------------- CUDA graphs
 
 
@@ -280,6 +367,25 @@ def test_a_graph_of_a_buffer_that_moved_is_not_launched(lazy: World) -> None:
 
     for image, labels in zip(small, after, strict=True):
         np.testing.assert_array_equal(labels, expected(image))
+
+
+def test_a_graph_is_launched_again_when_its_shape_was_run_again(lazy: World) -> None:
+    session = lazy.engine.session(depth=1, cuda_graphs=True)
+    (other,) = frames(1, 8, 8)
+    first, second, third, fourth = frames(4)
+    for image in (first, second, other):
+        session.infer({"image": image})
+    lazy.driver.calls.clear()
+
+    third_labels = session.infer({"image": third})["labels"]
+    in_between = list(lazy.driver.calls)
+    fourth_labels = session.infer({"image": fourth})["labels"]
+
+    assert "launch" not in in_between  # what was put off at the change of shapes runs first
+    assert lazy.driver.calls.count("launch") == 1
+    assert "begin_capture" not in lazy.driver.calls
+    np.testing.assert_array_equal(third_labels, expected(third))
+    np.testing.assert_array_equal(fourth_labels, expected(fourth))
 
 
 def test_graphs_that_were_not_used_for_long_are_freed(lazy: World) -> None:
@@ -561,6 +667,40 @@ def test_closing_the_engine_closes_its_sessions(lazy: World) -> None:
         lazy.engine.session()
 
 
+def test_closing_the_engine_waits_for_a_session_that_is_being_made(
+    lazy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = lazy.engine.new_context
+    inside, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+    made: list[InferenceSession] = []
+
+    def slow(native_graphs: bool, /) -> Any:
+        inside.set()
+        go_on.wait(5)
+        return original(native_graphs)
+
+    def close() -> None:
+        lazy.engine.close()
+        closed.set()
+
+    monkeypatch.setattr(lazy.engine, "new_context", slow)
+    making = threading.Thread(target=lambda: made.append(lazy.engine.session()))
+    making.start()
+    inside.wait(5)
+    closing = threading.Thread(target=close)
+    closing.start()
+
+    overtaken = closed.wait(0.2)
+    go_on.set()
+    making.join()
+    closing.join()
+
+    assert not overtaken
+    assert lazy.driver.leftovers() == []
+    with pytest.raises(ClosedError, match="closed"):
+        made[0].submit({"image": frames(1)[0]})
+
+
 def test_a_session_is_a_context_manager(lazy: World) -> None:
     with lazy.engine.session() as session:
         session.infer({"image": frames(1)[0]})
@@ -608,6 +748,21 @@ def test_there_are_no_times_where_none_were_asked_for(lazy: World) -> None:
     pending = lazy.engine.session().submit({"image": frames(1)[0]})
 
     assert pending.times() is None
+
+
+def test_a_measurement_that_fails_waits_for_its_copies(
+    lazy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = lazy.engine.session(depth=1)
+    (small,), (large,) = frames(1, 8, 8), frames(1, 30, 30)
+    made: Any = type(lazy.engine.new_context(False))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(made, "execute_async_v3", lambda context, stream: False)
+        with pytest.raises(ExecutionError, match="it gave no reason"):
+            session.profile_layers({"image": small})
+
+    np.testing.assert_array_equal(session.infer({"image": large})["labels"], expected(large))
 
 
 def test_layers_are_measured_one_by_one(world: World) -> None:

@@ -111,6 +111,7 @@ def use_simulation(monkeypatch: pytest.MonkeyPatch, driver: SimDriver) -> None:
     monkeypatch.setattr(engine, "open_device", _opener(driver))
     monkeypatch.setattr(backend, "open_device", _opener(driver))
     monkeypatch.setattr(backend, "device_problem", lambda name=None: None)
+    monkeypatch.setattr(backend, "require_device", lambda name=None, *, what: None)
 
 
 def use_head(monkeypatch: pytest.MonkeyPatch, host_kernel: Any) -> None:
