@@ -129,8 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def prepare(network: PaperNetwork, folder: Path, *, say: Callable[[str], None]) -> Subject:
     """Export a network in fp32 and int8, verified, or take what is there."""
     from fcn_deploy.artifact import is_artifact
+    from fcn_deploy.preprocess import default_preprocess
     from fcn_export.export import ExportRequest, export_model
-    from fcn_export.graph_spec import default_preprocess
     from fcn_export.models import save_checkpoint
 
     place = folder / network.name

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from fcn_deploy.manifest import Preprocess
+from fcn_deploy.preprocess import default_preprocess
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Precision, TensorSpec
 from fcn_export.engine import BuildConfig, build_engine, image_profile
 from fcn_export.graph import trace
-from fcn_export.graph_spec import GraphSpec, default_preprocess
+from fcn_export.graph_spec import GraphSpec
 from fcn_export.models import FCN, Backbone
 from fcn_export.models.fcn import GEOMETRIES, VARIANTS, Geometry, Variant
 from fcn_export.uncalibrated import in_precision

@@ -17,11 +17,8 @@ from fcn_deploy.model_file import ModelFile, locate_model
 from fcn_deploy.output_format import OutputFormat, output_format
 from fcn_deploy.peel import PeeledTail, peel_tail
 from fcn_deploy.preprocess import (
-    IMAGENET_GRAY_MEAN,
-    IMAGENET_GRAY_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     InputFormat,
+    default_preprocess,
     input_format,
 )
 from fcn_deploy.profile import ShapeRange
@@ -177,13 +174,11 @@ def _preprocess(
                 f"{', '.join(named)} cannot be given: the artifact's graph has its preprocessing"
             )
         return file.manifest.preprocess
-    gray = color == "gray"
-    usual_mean = IMAGENET_GRAY_MEAN if gray else IMAGENET_MEAN
-    usual_std = IMAGENET_GRAY_STD if gray else IMAGENET_STD
+    usual = default_preprocess(color or "rgb")
     return Preprocess(
-        mean=tuple(usual_mean if mean is None else mean),
-        std=tuple(usual_std if std is None else std),
-        color=color or "rgb",
+        mean=usual.mean if mean is None else tuple(mean),
+        std=usual.std if std is None else tuple(std),
+        color=usual.color,
     )
 
 

@@ -10,16 +10,15 @@ import numpy as np
 
 from fcn_deploy.errors import ArtifactError, DTypeError, FrameTooLargeError, ShapeError
 from fcn_deploy.manifest import Preprocess
-from fcn_deploy.tensors import Array, ColorOrder, TensorSpec
+from fcn_deploy.tensors import Array, ColorOrder, NetworkColor, TensorSpec
 
 __all__ = [
-    "IMAGENET_GRAY_MEAN",
-    "IMAGENET_GRAY_STD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "MAX_FRAME_PIXELS",
     "InputFormat",
     "check_frame",
+    "default_preprocess",
     "input_format",
     "pad_frame",
 ]
@@ -27,9 +26,9 @@ __all__ = [
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Of values in 0..1, by channel: red, green, blue."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
-IMAGENET_GRAY_MEAN = (0.449,)
+_IMAGENET_GRAY_MEAN = (0.449,)
 """Usual for networks of one channel that were pretrained on ImageNet: the mean of the three."""
-IMAGENET_GRAY_STD = (0.226,)
+_IMAGENET_GRAY_STD = (0.226,)
 
 MAX_FRAME_PIXELS = 1 << 31
 """Frames above two gigapixels are refused: OpenCV counts in 32 bits."""
@@ -39,6 +38,15 @@ _CONVERSIONS = {
     2: "Convert it to BGR.",
     4: "Convert it with cv2.cvtColor(frame, cv2.COLOR_BGRA2BGR).",
 }
+
+
+def default_preprocess(color: NetworkColor = "rgb") -> Preprocess:
+    """Give ImageNet's statistics, in the network's own order of channels."""
+    if color == "gray":
+        return Preprocess(_IMAGENET_GRAY_MEAN, _IMAGENET_GRAY_STD, color)
+    if color == "bgr":
+        return Preprocess(IMAGENET_MEAN[::-1], IMAGENET_STD[::-1], color)
+    return Preprocess(IMAGENET_MEAN, IMAGENET_STD, color)
 
 
 def check_frame(frame: Any, *, max_pixels: int = MAX_FRAME_PIXELS) -> None:

@@ -195,7 +195,7 @@ def _options(args: argparse.Namespace) -> BenchmarkOptions:
 
 def _preprocess(args: argparse.Namespace) -> Preprocess | None:
     from fcn_deploy.manifest import Preprocess
-    from fcn_export.graph_spec import default_preprocess
+    from fcn_deploy.preprocess import default_preprocess
 
     if args.mean is None and args.std is None and args.color is None:
         return None

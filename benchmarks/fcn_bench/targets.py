@@ -210,7 +210,7 @@ def preprocess_of(target: Target, given: Preprocess | None) -> Preprocess:
     Raises:
         BenchmarkError: both the manifest and the caller say something.
     """
-    from fcn_export.graph_spec import default_preprocess
+    from fcn_deploy.preprocess import default_preprocess
 
     if target.manifest is None:
         return given or default_preprocess()

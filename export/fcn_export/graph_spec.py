@@ -6,13 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from fcn_deploy.manifest import Preprocess, TensorInfo
-from fcn_deploy.preprocess import (
-    IMAGENET_GRAY_MEAN,
-    IMAGENET_GRAY_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-)
-from fcn_deploy.tensors import ColorOrder, NetworkColor
+from fcn_deploy.tensors import ColorOrder
 
 __all__ = [
     "HEADS",
@@ -21,7 +15,6 @@ __all__ = [
     "SCORES",
     "GraphSpec",
     "Head",
-    "default_preprocess",
     "label_dtype",
 ]
 
@@ -113,12 +106,3 @@ class GraphSpec:
 def label_dtype(num_classes: int) -> str:
     """Give the type of the graph's labels: uint8 where it can hold them, else int32."""
     return "uint8" if num_classes <= 256 else "int32"
-
-
-def default_preprocess(color: NetworkColor = "rgb") -> Preprocess:
-    """Give ImageNet's statistics, in the network's own order of channels."""
-    if color == "gray":
-        return Preprocess(IMAGENET_GRAY_MEAN, IMAGENET_GRAY_STD, color)
-    if color == "bgr":
-        return Preprocess(IMAGENET_MEAN[::-1], IMAGENET_STD[::-1], color)
-    return Preprocess(IMAGENET_MEAN, IMAGENET_STD, color)

@@ -9,9 +9,10 @@ from typing import Any
 
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.manifest import Preprocess
+from fcn_deploy.preprocess import default_preprocess
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import NETWORK_COLORS, ColorOrder, NetworkColor, Precision
-from fcn_export.graph_spec import HEADS, Head, default_preprocess
+from fcn_export.graph_spec import HEADS, Head
 from fcn_export.variants import made_precisions
 
 __all__ = ["MIN_OPSET", "ExportRequest"]

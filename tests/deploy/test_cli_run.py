@@ -57,7 +57,8 @@ def test_a_usage_error_is_status_2_and_names_the_help(capsys: pytest.CaptureFixt
 
 
 CHILD = """
-import argparse, sys, time
+import argparse, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
 from fcn_deploy.cli.run import Parser, add_common_options, run_command
 from fcn_deploy.errors import ShapeError
 def run(args):

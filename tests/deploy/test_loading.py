@@ -65,6 +65,20 @@ def test_a_bare_float_graph_equals_a_reference(tmp_path: Path) -> None:
     np.testing.assert_allclose(result.scores, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_usual_statistics_follow_the_network_s_order_of_channels(tmp_path: Path) -> None:
+    path = write_graph(tmp_path, input_type=TensorProto.FLOAT, layout="NCHW", head="scores")
+    mean, std = (0.406, 0.456, 0.485), (0.225, 0.224, 0.229)  # ImageNet's blue, green, red
+
+    usual = Segmenter.open(path, color="bgr")(frame(), scores=True).scores
+    named = Segmenter.open(path, color="bgr", mean=mean, std=std)(frame(), scores=True).scores
+    reversed_ = Segmenter.open(path, color="bgr", mean=mean[::-1], std=std[::-1])
+
+    assert usual is not None
+    assert named is not None
+    np.testing.assert_array_equal(usual, named)
+    assert not np.array_equal(usual, np.asarray(reversed_(frame(), scores=True).scores))
+
+
 @pytest.mark.parametrize("head", ["scores", "sigmoid"])
 def test_one_class_means_probability_above_one_half(tmp_path: Path, head: str) -> None:
     graph = {"input_type": TensorProto.FLOAT, "layout": "NCHW", "classes": 1, "stride": 1}

@@ -12,8 +12,9 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from examples.brain_tissue.network import brain_tissue_fcn
 from fcn_deploy.manifest import Preprocess
+from fcn_deploy.preprocess import default_preprocess
 from fcn_export.graph import trace
-from fcn_export.graph_spec import GraphSpec, default_preprocess
+from fcn_export.graph_spec import GraphSpec
 from fcn_export.models import FCN, Backbone
 from fcn_export.models.fcn import Geometry, Variant
 from tests.export.tiny_networks import seeded

@@ -32,7 +32,12 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def command(*args: object) -> list[str]:
-    code = "import sys; from fcn_export.cli import main; sys.exit(main())"
+    code = """if True:
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
+        from fcn_export.cli import main
+        sys.exit(main())
+    """
     return [sys.executable, "-c", code, *map(str, args)]
 
 

@@ -14,10 +14,11 @@ from torch import nn
 from fcn_deploy.artifact import Artifact
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.manifest import ClassInfo, Preprocess
+from fcn_deploy.preprocess import default_preprocess
 from fcn_export import cli
 from fcn_export.frame_network import FrameNetwork
 from fcn_export.graph import trace
-from fcn_export.graph_spec import GraphSpec, default_preprocess
+from fcn_export.graph_spec import GraphSpec
 from fcn_export.loading import load_model
 from fcn_export.models import FCN, Backbone, load_fcn, save_checkpoint
 from fcn_export.models.checkpoints import build_fcn, describe_fcn, recognise_fcn

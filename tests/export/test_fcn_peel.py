@@ -16,11 +16,12 @@ from fcn_deploy.field_summary import summarize_field
 from fcn_deploy.manifest import SeenByNetwork
 from fcn_deploy.onnx_scan import scan_onnx
 from fcn_deploy.peel import PeeledTail, peel_tail
+from fcn_deploy.preprocess import default_preprocess
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.tail import find_tail
 from fcn_deploy.tiling_check import measure_tiling_error
 from fcn_export.graph import trace
-from fcn_export.graph_spec import GraphSpec, default_preprocess
+from fcn_export.graph_spec import GraphSpec
 from fcn_export.models.fcn import FCN
 from fcn_export.passes.fp16 import convert_to_fp16
 from fcn_export.quantize.placement import classifier_nodes, quantizable_nodes

@@ -17,12 +17,13 @@ from torchvision.models import segmentation
 
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.onnx_scan import with_extra_outputs
+from fcn_deploy.preprocess import default_preprocess
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.tensors import Array, Precision
 from fcn_export.export import ExportRequest, export_model
 from fcn_export.frames import natural_frame
 from fcn_export.graph import trace
-from fcn_export.graph_spec import GraphSpec, default_preprocess
+from fcn_export.graph_spec import GraphSpec
 from fcn_export.onnx_file import OnnxFile, write_onnx
 from fcn_export.passes.batch_norm import fold_statistics
 from fcn_export.passes.fp16 import Fp16Changes, convert_to_fp16

@@ -16,13 +16,14 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from fcn_deploy.errors import UnsupportedModelError
+from fcn_deploy.preprocess import default_preprocess
 from fcn_export.baked import find_baked_nodes
 from fcn_export.borrow import borrowed
 from fcn_export.finish import check_uint8_use
 from fcn_export.frame_network import FrameNetwork
 from fcn_export.frames import natural_batch
 from fcn_export.graph import TracedGraph, example_size, trace
-from fcn_export.graph_spec import GraphSpec, default_preprocess
+from fcn_export.graph_spec import GraphSpec
 from fcn_export.reference import TorchReference, labels_of
 from tests.export.tiny_networks import (
     BakedHeight,

@@ -11,9 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fcn_deploy.errors import ParityError
+from fcn_deploy.preprocess import default_preprocess
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Array
-from fcn_export.graph_spec import GraphSpec, default_preprocess
+from fcn_export.graph_spec import GraphSpec
 from fcn_export.onnx_file import OnnxFile, write_onnx
 from fcn_export.verify import ParityRow, unseen_shapes, verify
 
