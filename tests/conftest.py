@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Generator
@@ -33,6 +34,16 @@ def users_cache() -> Generator[Path, None, None]:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", folder)
         yield Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Generator[None]:
+    """Set back what a command that was run in the test's own process sets for the whole process."""
+    loggers = [logging.getLogger(name) for name in ("fcn_deploy", "fcn_export", "fcn_bench")]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture
