@@ -93,7 +93,8 @@ class Segmenter(ContextManaged):
             num_threads: CPU threads in all; None means the cores that this process may use.
             num_streams: how many calls from different threads, or parts of a batch, run at once,
                 sharing the threads: more frames a second, each of them later.
-            mean, std: of values in 0..1, for a bare graph with a float input; None: ImageNet's.
+            mean, std: of values in 0..1, by channel as the network takes them, of a bare graph
+                with a float input; None: ImageNet's.
             color: channels that a bare graph expects; None: rgb.
             peel: stop the network at its low-resolution scores where the runtime's faster head
                 gives the same labels; False runs the whole graph.
