@@ -112,8 +112,9 @@ def _notes(
             f"{_listed(weights.clamped_tensors)}."
         )
     if weights.flushed:
-        share = weights.flushed / weights.values
-        notes.append(f"fp16: {weights.flushed} weights ({share:.2%}) are too small and became 0.")
+        notes.append(
+            f"fp16: too small, and 0 therefore: {weights.flushed} of {weights.values} weights."
+        )
     held = [name for name in changes.float_nodes if name in hot]
     if held:
         notes.append(
