@@ -47,8 +47,8 @@ _OPERATORS: Final[dict[str, Callable[[float, float], bool]]] = {
     ">": operator.gt,
 }
 _NEEDS: Final = {
-    "speedup": "a PyTorch baseline",
-    "speedup_best": "a PyTorch baseline",
+    "speedup": "a PyTorch baseline, in a stream one that keeps up",
+    "speedup_best": "a PyTorch baseline, in a stream one that keeps up",
     "label_agreement": "a PyTorch baseline",
     "near_tie_share": "a PyTorch baseline and a target that gives its scores",
     "miou_vs_baseline": "a PyTorch baseline",

@@ -70,8 +70,10 @@ def _make_row(row: Measured, outcome: Outcome, samples: Sequence[Measured]) -> R
         )
     )
     eager, best = _baselines(row, samples)
-    speedup = None if eager is None else _speedup(row, eager)
+    speedup = _speedup(row, eager)
     notes = [*reasons, *_notes(row, agreement)]
+    if eager is not None and _overload(eager) is not None:
+        notes.append("no speed-up: PyTorch eager cannot keep up, so its latency grows on")
     if speedup is not None and not speedup.ratio.distinguishable:
         notes.append("cannot tell apart from PyTorch eager: the interval holds 1")
     return Row(
@@ -79,7 +81,7 @@ def _make_row(row: Measured, outcome: Outcome, samples: Sequence[Measured]) -> R
         latency_ms=summarise(durations),
         throughput_fps=row.throughput_fps,
         speedup=speedup,
-        speedup_best=None if best is None else _speedup(row, best),
+        speedup_best=_speedup(row, best),
         fidelity=_fidelity(outcome),
         start_ms=StartTimes(outcome.open_ms, row.series.warm.first_ms),
         peak_rss_bytes=outcome.peak_rss_bytes,
@@ -92,7 +94,8 @@ def _baselines(row: Measured, samples: Sequence[Measured]) -> tuple[Measured | N
     """Give PyTorch eager and the fastest PyTorch row of the same kind, where they are others."""
     peers = [other for other in samples if _same_kind(other.key, row.key)]
     eager = next((other for other in peers if other.key.mode == "eager"), None)
-    best = min(peers, key=_median_cost, default=None)
+    able = [other for other in peers if _overload(other) is None]
+    best = min(able, key=_median_cost, default=None)
     if row.key.backend == "torch":
         return (None if eager is None or eager.key == row.key else eager), None
     return eager, best
@@ -109,7 +112,10 @@ def _median_cost(row: Measured) -> float:
     return float(np.median([value for part in row.cost_ms for value in part]))
 
 
-def _speedup(row: Measured, against: Measured) -> Speedup:
+def _speedup(row: Measured, against: Measured | None) -> Speedup | None:
+    """Give the ratio; None where there is none, as a growing queue's median says nothing."""
+    if against is None or _overload(row) is not None or _overload(against) is not None:
+        return None
     return Speedup(ratio_of_medians(against.cost_ms, row.cost_ms), against.key.mode)
 
 

@@ -142,14 +142,19 @@ def test_speed_up_is_against_eager_and_against_the_best_of_pytorch() -> None:
     assert {row.verdict for row in rows} == {Verdict.VALID}
 
 
-def stream_row(*, written_fps: float, unwritten: int) -> Row:
+def measured_stream(job: Job, *, written_fps: float, unwritten: int = 0) -> Measured:
     """Ten turns of five frames at 25 a second, of which the last of each turn may be unwritten."""
-    (job,) = plan_jobs([OPENVINO], [], ["stream"], streams=2)
     arriving = series(30.0)
     arriving.slices = [replace(p, calls_per_second=written_fps) for p in arriving.slices]
     arriving.slices[0] = replace(arriving.slices[0], unwritten=unwritten)
     parts = [(Track(job.name, NoRunner(), "stream"), arriving)]
     (measured,) = measured_rows(job, parts, batch=1, height=64, width=96, rate_fps=25.0)
+    return measured
+
+
+def stream_row(*, written_fps: float, unwritten: int) -> Row:
+    (job,) = plan_jobs([OPENVINO], [], ["stream"], streams=2)
+    measured = measured_stream(job, written_fps=written_fps, unwritten=unwritten)
     return make_rows([(measured, Outcome())])[0]
 
 
@@ -169,6 +174,21 @@ def test_a_stream_that_cannot_keep_up_is_suspect(written_fps: float, unwritten: 
     assert row.verdict is Verdict.SUSPECT
     assert row.notes[0].startswith("cannot keep up with 25 frames/s")
     assert any("frames were not written" in note for note in row.notes) == (unwritten > 0)
+
+
+@pytest.mark.parametrize(("eager_fps", "ours_fps"), [(14.0, 25.0), (25.0, 14.0), (25.0, 25.0)])
+def test_a_queue_that_grows_is_no_measure_of_speed(eager_fps: float, ours_fps: float) -> None:
+    jobs = plan_jobs([OPENVINO], ["eager"], ["stream"], streams=2)
+    rates = (eager_fps, ours_fps)
+    measured = [measured_stream(job, written_fps=fps) for job, fps in zip(jobs, rates, strict=True)]
+
+    *_, ours = make_rows([(row, Outcome()) for row in measured])
+
+    keeps_up = min(rates) > 20
+    assert (ours.speedup is not None) == keeps_up
+    assert (ours.speedup_best is not None) == keeps_up
+    said = any(note.startswith("no speed-up: PyTorch eager cannot") for note in ours.notes)
+    assert said == (eager_fps < 20)
 
 
 def test_a_stream_shares_the_process_of_latency() -> None:
