@@ -257,7 +257,9 @@ def test_frames_that_arrive_have_rows_of_both_sides(
     assert {(row["scenario"], row["scope"]) for row in rows.values()} == {("stream", "stream")}
     ours = rows["onnxruntime", "1 stream"]
     assert ours["latency_ms"]["n"] == 2 * 2  # rounds of 0.05 s: two frames each
-    assert ours["speedup"]["against"] == "eager"
+    # on a machine that is busy, one of the two may not keep up with 50 frames a second
+    overloaded = any("cannot keep up" in note for note in ours["notes"])
+    assert (ours["speedup"] or {}).get("against") == (None if overloaded else "eager")
     assert any("of 4 frames at 50 a second" in note for note in ours["notes"])
 
 
