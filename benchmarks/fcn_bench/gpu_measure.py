@@ -18,6 +18,7 @@ from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.errors import BenchmarkError
 from fcn_deploy.head import upsample_argmax
 from fcn_deploy.tensors import Array
+from fcn_export.foreign_errors import first_line
 
 __all__ = [
     "agreement_with",
@@ -145,7 +146,7 @@ def time_torch(
             with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=half):
                 found[mode] = {"compute_ms": _median_on_cuda(torch, lambda: run(given), runs)}  # noqa: B023 - called in this turn
         except RuntimeError as error:  # torch's own errors are of this kind; the others still run
-            found[mode] = {"error": str(error).splitlines()[0][:300]}
+            found[mode] = {"error": first_line(error)}
     return found
 
 

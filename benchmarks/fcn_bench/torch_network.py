@@ -17,6 +17,7 @@ from fcn_deploy.errors import BenchmarkError
 from fcn_deploy.preprocess import pad_frame
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Array
+from fcn_export.foreign_errors import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +91,7 @@ class TorchNetwork:
                 return select_output(self._run(prepared), self._spec.output_key)
             except torch._dynamo.exc.TorchDynamoException as error:
                 raise BenchmarkError(
-                    f"torch.compile failed: {str(error).splitlines()[0]}",
+                    f"torch.compile failed: {first_line(error)}",
                     hint="Run without --compile; it needs a C++ compiler on the CPU.",
                 ) from error
 

@@ -17,6 +17,7 @@ from fcn_bench.timing import Slice, WarmUp, measure_slice, warm_up
 from fcn_deploy.backends.base import ContextManaged
 from fcn_deploy.errors import BenchmarkError
 from fcn_deploy.tensors import Array
+from fcn_export.foreign_errors import first_line
 from peers.contenders import Contender
 
 __all__ = ["Process"]
@@ -121,4 +122,4 @@ def _serve(pipe: Connection, contender: Contender) -> None:
     except EOFError:
         return
     except Exception as error:  # noqa: BLE001  # told to the parent, which raises it
-        pipe.send((False, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"))
+        pipe.send((False, f"{type(error).__name__}: {first_line(error)}"))
