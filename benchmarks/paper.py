@@ -75,17 +75,13 @@ class PaperNetwork:
         return f"fcn{self.variant}_{self.backbone}"
 
     def make(self) -> FCN:
-        """Build it with random weights, and scores that are not zero."""
+        """Build it with random weights."""
         import torch
 
-        from fcn_export.models import FCN
+        from peers.random_networks import random_fcn
 
         torch.manual_seed(_SEED)
-        network = FCN(self.backbone, self.variant, CLASSES).eval()
-        for name, layer in network.named_modules():
-            if name.startswith("score") and isinstance(layer, torch.nn.Conv2d):
-                torch.nn.init.normal_(layer.weight, std=0.01)
-        return network
+        return random_fcn(self.backbone, self.variant, CLASSES)
 
 
 NETWORKS = (

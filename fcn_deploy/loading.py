@@ -150,7 +150,12 @@ def open_model(
 
 
 def _plan_precision(file: ModelFile, wanted: str) -> tuple[Precision, str]:
-    held = file.precision or Precision.FP32
+    held = file.precision
+    if held is None:
+        _log.warning(
+            "'%s' does not say its precision in its name; it is reported as fp32.", file.path
+        )
+        held = Precision.FP32
     if wanted not in ("auto", held):
         raise BackendUnavailableError(
             f"'{file.path.name}' is a plan in {held}; it cannot compute in {wanted}.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from fcn_deploy.plain_files import read_plain_file
 from fcn_deploy.tensors import Precision
 
 __all__ = ["ModelFile", "locate_model"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -139,10 +136,9 @@ def locate_model(
     return ModelFile(place, None, _precision_in_name(place))
 
 
-def _precision_in_name(plan: Path) -> Precision:
+def _precision_in_name(plan: Path) -> Precision | None:
     """Read the precision from a plan's name, as fcn-export gives it: model.fp16.tensorrt.plan."""
     for part in plan.name.split("."):
         if part in list(Precision):
             return Precision(part)
-    _log.warning("'%s' does not say its precision in its name; it is reported as fp32.", plan)
-    return Precision.FP32
+    return None

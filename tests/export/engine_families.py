@@ -100,6 +100,7 @@ def _fcn(variant: Variant, geometry: Geometry) -> nn.Module:
 # the others differ in how often they add and crop: `make plans` builds them all
 FCNS = {
     "fcn8s_aligned": partial(_fcn, "8s", "aligned"),
+    "fcn32s_aligned": partial(_fcn, "32s", "aligned"),
     "fcn32s_paper": partial(_fcn, "32s", "paper"),
 }
 

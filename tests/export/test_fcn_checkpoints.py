@@ -22,7 +22,7 @@ from fcn_export.graph_spec import GraphSpec
 from fcn_export.loading import load_model
 from fcn_export.models import FCN, Backbone, load_fcn, save_checkpoint
 from fcn_export.models.checkpoints import build_fcn, describe_fcn, recognise_fcn
-from fcn_export.models.fcn import Geometry, Variant
+from fcn_export.models.fcn import GEOMETRIES, VARIANTS, Geometry, Variant
 from fcn_export.models.upsampling import Upsampling
 from tests.export.tiny_networks import seeded
 
@@ -162,11 +162,12 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("backbone", "variant", "upsampling", "geometry"),
     [
-        (VGG, "8s", "learned", "aligned"),
+        *((VGG, variant, "learned", geometry) for variant in VARIANTS for geometry in GEOMETRIES),
         (VGG, "16s", "interpolate", "paper"),
         (Backbone("resnet18", 0.125), "8s", "learned", "aligned"),
+        (Backbone("googlenet", 0.25), "32s", "fixed", "aligned"),
     ],
-    ids=["vgg-8s", "vgg-16s-paper", "resnet-8s"],
+    ids=lambda value: getattr(value, "name", value),
 )
 def test_the_graph_agrees_with_pytorch_at_odd_sizes(
     rng: np.random.Generator,

@@ -43,6 +43,12 @@ def coarse() -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="module")
+def stepped() -> onnx.ModelProto:
+    """Give an FCN-32s that enlarges in the steps of an FCN-8s."""
+    return exported(network("vgg11", "32s"))
+
+
+@pytest.fixture(scope="module")
 def fine() -> onnx.ModelProto:
     """Give an FCN-8s whose cells lie on pixels."""
     return exported(network("alexnet", "8s"))
@@ -72,7 +78,9 @@ def written(model: onnx.ModelProto, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("backend", backend_names())
-@pytest.mark.parametrize(("name", "factor", "lead"), [("coarse", 32, 3.0), ("fine", 8, 3.5)])
+@pytest.mark.parametrize(
+    ("name", "factor", "lead"), [("coarse", 32, 3.0), ("stepped", 8, 0.0), ("fine", 8, 3.5)]
+)
 def test_a_network_of_the_family_is_peeled_without_changing_a_label(
     tmp_path: Path,
     request: pytest.FixtureRequest,

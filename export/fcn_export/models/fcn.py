@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +42,12 @@ class FCN(nn.Module):
     Geometries:
 
     - ``aligned``: every cell lies where the image has it. Windows are padded by half their size
-      and pools round up, so that each pixel has scores, and no more is computed than that.
+      and pools round up, so that each pixel has scores, and no more is computed than that. All
+      variants enlarge in the same steps, those of the finest, so that a finer one can begin with
+      the very output of a coarser one.
     - ``paper``: the image is padded by 100 px and the first window not at all; enlarged scores and
-      skips are cropped to where they meet. At 500x500 it computes 698x698.
+      skips are cropped to where they meet, and from the finest scores to the pixels it is one step.
+      At 500x500 it computes 698x698.
 
     Attributes:
         backbone: the trunk: images to a tuple of features, the coarsest first.
@@ -71,10 +74,10 @@ class FCN(nn.Module):
             variant: ``"32s"``, ``"16s"`` or ``"8s"``. Where the classifier's own stride is less
                 than 32, the coarsest is the one that has no skip.
             num_classes: scores a pixel.
-            upsampling: ``learned``: the enlargements between levels are learned, the last one is
-                fixed, as in the paper; ``fixed``: all stay bilinear; ``interpolate``: no
-                convolutions. The latter is half a cell off in AlexNet, GoogLeNet and ResNet, whose
-                cells are centred on pixels.
+            upsampling: ``learned``: enlargements to where a skip is added are learned, those from
+                there to the pixels are fixed, as in the paper; ``fixed``: all stay bilinear;
+                ``interpolate``: no convolutions. The latter is half a cell off in AlexNet,
+                GoogLeNet and ResNet, whose cells are centred on pixels.
             input_size: (height, width) in px that a classifier given as a module was made for.
 
         Raises:
@@ -112,33 +115,37 @@ class FCN(nn.Module):
         self._trunk_levels = trunk.levels
         self._levels = _levels_of(trunk, variant)
         spare = geometry == "paper"
+        self._steps = (self._levels if spare else trunk.levels)[1:]
+        beyond: Upsampling = "interpolate" if upsampling == "interpolate" else "fixed"
         coarsest, *skips = self._levels
         self.score = _score(coarsest, num_classes)
         grid = coarsest.grid
-        for skip in skips:
-            finer = skip.grid
-            kind: Upsampling = upsampling
+        for level in self._steps:
+            finer, is_skip = level.grid, level in skips
             first = (grid.offset - finer.offset) / finer.stride
-            layer = Enlarge(num_classes, grid.stride // finer.stride, first, kind=kind, spare=spare)
+            layer = Enlarge(
+                num_classes,
+                grid.stride // finer.stride,
+                first,
+                kind=upsampling if is_skip else beyond,
+                spare=spare,
+            )
             self.add_module(f"up_{finer.stride}", layer)
-            self.add_module(f"score_{finer.stride}", _score(skip, num_classes))
+            if is_skip:
+                self.add_module(f"score_{finer.stride}", _score(level, num_classes))
             grid = Grid(
                 finer.stride,
                 finer.offset + finer.stride * layer.skipped,
                 max(grid.receptive_field, finer.receptive_field),
             )
-        last: Upsampling = "interpolate" if upsampling == "interpolate" else "fixed"
-        self.up = Enlarge(num_classes, grid.stride, grid.offset, kind=last, spare=spare)
+        self.up = Enlarge(num_classes, grid.stride, grid.offset, kind=beyond, spare=spare)
         # weights alone do not tell the geometries apart
         padding = next(m for m in self.backbone.modules() if isinstance(m, nn.Conv2d)).padding
         self.register_buffer("padding_px", torch.tensor(int(padding[0])))
 
     @property
     def grid(self) -> Grid:
-        """Stride, offset and receptive field of the finest scores, before the last enlargement.
-
-        An offset is that of the features from which these are made.
-        """
+        """Stride, offset and receptive field of the finest features that have scores."""
         finest = self._levels[-1].grid
         seen = max(level.grid.receptive_field for level in self._levels)
         return Grid(finest.stride, finest.offset, seen)
@@ -154,11 +161,18 @@ class FCN(nn.Module):
         """
         top, *features = self.backbone(image)
         scores = self.score(top)
-        for level, skip in zip(self._levels[1:], features, strict=False):
-            enlarge = self.get_submodule(f"up_{level.grid.stride}")
-            scores = _added(
-                enlarge(scores), self.get_submodule(f"score_{level.grid.stride}")(skip), enlarge
-            )
+        for level, finer in zip(self._steps, features, strict=False):
+            stride = level.grid.stride
+            enlarge = cast(Enlarge, self.get_submodule(f"up_{stride}"))
+            lead = enlarge.skipped
+            rows, columns = finer.shape[2] - lead, finer.shape[3] - lead
+            scores = enlarge(scores)[:, :, :rows, :columns]
+            if level in self._levels:
+                skip = self.get_submodule(f"score_{stride}")(finer)
+                if lead:
+                    rows, columns = scores.shape[2:]
+                    skip = skip[:, :, lead : lead + rows, lead : lead + columns]
+                scores = scores + skip
         finest: Tensor = self.up(scores)
         return finest[:, :, : image.shape[2], : image.shape[3]]  # [N, C, H, W]
 
@@ -166,11 +180,13 @@ class FCN(nn.Module):
     def from_coarser(cls, model: FCN) -> FCN:
         """Make the next finer variant: FCN-16s of an FCN-32s, FCN-8s of an FCN-16s.
 
-        All weights are copied; the new skip's scores are zero. The output is that of `model`,
-        except that it is enlarged in two steps: where cells are centred on pixels (ResNet) this is
-        the same; where they are centred between pixels (VGG), the scores within a quarter of a
-        cell around each centre move toward the neighbours' mean, by an eighth of the scores'
-        second difference at most. Training goes on from there.
+        All weights are copied; the new skip's scores are zero, so that the output is that of
+        `model`. Training goes on from there.
+
+        In the paper's geometry the scores are enlarged in one step more than `model` does. Where
+        cells are centred on pixels (AlexNet, ResNet) this makes no difference. Where they are
+        centred between pixels (VGG), the scores within a quarter of a cell around each centre move
+        toward the neighbours' mean, by an eighth of the scores' second difference at most.
 
         Raises:
             UnsupportedModelError: `model` is an FCN-8s, or has no finer features.
@@ -191,7 +207,9 @@ class FCN(nn.Module):
             model.upsampling,
             model.geometry,
         )
-        state = {k: v for k, v in model.state_dict().items() if not k.startswith("up.")}
+        # kernels that are fixed are made anew: one of them may be learned from now on
+        fixed = {k for k, _ in model.named_buffers() if k.startswith("up")}
+        state = {k: v for k, v in model.state_dict().items() if k not in fixed}
         finer.load_state_dict({**finer.state_dict(), **state})
         return finer.train(model.training)
 
@@ -238,12 +256,3 @@ def _score(level: Level, num_classes: int) -> nn.Conv2d:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
-
-
-def _added(enlarged: Tensor, skip: Tensor, enlarge: nn.Module) -> Tensor:
-    """Add two maps where both have cells."""
-    lead = enlarge.skipped if isinstance(enlarge, Enlarge) else 0
-    if lead:
-        height, width = enlarged.shape[2:]
-        skip = skip[:, :, lead : lead + height, lead : lead + width]
-    return enlarged[:, :, : skip.shape[2], : skip.shape[3]] + skip

@@ -16,6 +16,7 @@ from fcn_deploy.backends import get_backend, plan_backend_names
 from fcn_deploy.backends.base import ModelSource
 from fcn_deploy.backends.tensorrt import backend as plan_backends
 from fcn_deploy.backends.tensorrt import device
+from fcn_deploy.doctor import diagnose
 from fcn_deploy.errors import (
     ArtifactMissingError,
     BackendUnavailableError,
@@ -233,10 +234,11 @@ def test_a_bare_plan_without_a_precision_in_its_name_is_noticed(
     plan = tmp_path / "mine.plan"
     plan.write_bytes(make_plan(GRAPH, [SMALL, LARGE]))
 
-    with Segmenter.open(plan, trust_code=True) as segmenter:
-        assert segmenter.precision is Precision.FP32
+    found = diagnose(plan, trust_code=True).model
 
-    assert "does not say its precision in its name" in caplog.text
+    assert found is not None
+    assert found.precision is Precision.FP32
+    assert caplog.text.count("does not say its precision in its name") == 1
 
 
 def test_a_frame_outside_of_all_profiles_is_an_error(driver: SimDriver, tmp_path: Path) -> None:
