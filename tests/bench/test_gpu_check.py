@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 import fcn_export.engine
-from fcn_bench import gpu_case, gpu_check, gpu_labels, gpu_measure, gpu_plan
+from fcn_bench.gpu_check import case, cli, labels, measure, plan
 from fcn_deploy.backends.tensorrt import head_kernel, label_stage
 from fcn_deploy.backends.tensorrt.graph_cache import GraphCache
 from fcn_deploy.backends.tensorrt.head_kernel import TAINTED, HeadArguments
@@ -57,9 +57,9 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimDrive
         )
 
     monkeypatch.setattr(fcn_export.engine, "build_engine", build)
-    for module in (gpu_check, gpu_plan):
+    for module in (cli, plan):
         monkeypatch.setattr(module, "device_problem", lambda name=None: None)
-    for module in (gpu_check, gpu_case):
+    for module in (cli, case):
         monkeypatch.setattr(
             module,
             "open_device",
@@ -75,7 +75,7 @@ def run(
     artifact = write_artifact(tmp_path, {}, graph=graph, shapes=SHAPES)
     output = tmp_path / "report"
 
-    status = gpu_check.main([str(artifact), "--output", str(output), "--runs", "3", *options])
+    status = cli.main([str(artifact), "--output", str(output), "--runs", "3", *options])
 
     report = json.loads((output / "report.json").read_text())
     return status, {step["name"]: step for step in report["steps"]}
@@ -130,7 +130,7 @@ def test_every_step_runs_and_is_reported(
 def test_a_plan_with_other_labels_fails_its_step_and_the_others_go_on(
     driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_plan, "agreement_with", lambda wanted, found: 0.5)
+    monkeypatch.setattr(plan, "agreement_with", lambda wanted, found: 0.5)
 
     status, steps = run(tmp_path, "--library", "tensorrt")
 
@@ -214,14 +214,14 @@ def test_a_large_error_of_the_scores_excuses_no_wrong_kernel(
     driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = ctypes.CDLL(str(build_host_kernel(tmp_path))).head_labels_on_host
-    open_reference = gpu_case.PlanCase.reference
+    open_reference = case.PlanCase.reference
 
     def without_labels(argument: Any) -> None:
         kernel(argument)
         given = ctypes.cast(argument, ctypes.POINTER(HeadArguments)).contents
         ctypes.memset(given.labels, 0, 2 * given.out_width)  # two rows of so many
 
-    def far_from_the_plan(case: gpu_case.PlanCase, outputs: Any = None) -> Any:
+    def far_from_the_plan(case: case.PlanCase, outputs: Any = None) -> Any:
         context = open_reference(case, outputs)
 
         def execute(feeds: Any) -> dict[str, Array]:
@@ -233,8 +233,8 @@ def test_a_large_error_of_the_scores_excuses_no_wrong_kernel(
         )
 
     use_head(monkeypatch, without_labels)
-    monkeypatch.setattr(gpu_case.PlanCase, "reference", far_from_the_plan)
-    monkeypatch.setattr(gpu_case.PlanCase, "least_agreement", 0.5)
+    monkeypatch.setattr(case.PlanCase, "reference", far_from_the_plan)
+    monkeypatch.setattr(case.PlanCase, "least_agreement", 0.5)
 
     _, steps = run(tmp_path, "--library", "tensorrt")
 
@@ -247,8 +247,8 @@ def test_a_head_that_errs_as_the_kernel_does_is_no_excuse(
     driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(label_stage, "head_tables", in_corners)
-    monkeypatch.setattr(gpu_labels, "upsample_argmax", partial(upsample_argmax, align_corners=True))
-    monkeypatch.setattr(gpu_case.PlanCase, "least_agreement", 0.5)
+    monkeypatch.setattr(labels, "upsample_argmax", partial(upsample_argmax, align_corners=True))
+    monkeypatch.setattr(case.PlanCase, "least_agreement", 0.5)
 
     _, steps = run(tmp_path, "--library", "tensorrt")
 
@@ -260,7 +260,7 @@ def test_a_head_that_errs_as_the_kernel_does_is_no_excuse(
 def test_too_many_near_ties_fail_their_step(
     driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_case.PlanCase, "least_agreement", 1.1)
+    monkeypatch.setattr(case.PlanCase, "least_agreement", 1.1)
 
     _, steps = run(tmp_path, "--library", "tensorrt")
 
@@ -311,7 +311,7 @@ def test_labels_that_the_cpu_makes_for_want_of_nvrtc_fail_their_step(
 
 
 def test_a_graph_that_ends_in_scores_is_not_cut(driver: SimDriver, tmp_path: Path) -> None:
-    cut = gpu_labels.cut_at_scores(segmentation_graph(head="scores"), name="graph", folder=tmp_path)
+    cut = labels.cut_at_scores(segmentation_graph(head="scores"), name="graph", folder=tmp_path)
 
     assert cut == "the graph does not end in class ids made of scores"
 
@@ -331,7 +331,7 @@ def test_a_graph_with_another_upsampling_is_not_cut(mode: str, reason: str, tmp_
             resize.attribute.remove(attribute)
     resize.attribute.append(onnx.helper.make_attribute("coordinate_transformation_mode", mode))
 
-    cut = gpu_labels.cut_at_scores(model.SerializeToString(), name="graph", folder=tmp_path)
+    cut = labels.cut_at_scores(model.SerializeToString(), name="graph", folder=tmp_path)
 
     assert cut == reason
 
@@ -350,7 +350,7 @@ def test_recorded_runs_that_differ_fail_their_step(
 def test_the_step_of_a_graph_that_is_not_cut_is_skipped(
     driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_labels, "peel_tail", lambda graph, tail: "its upsampling is odd")
+    monkeypatch.setattr(labels, "peel_tail", lambda graph, tail: "its upsampling is odd")
 
     _, steps = run(tmp_path, "--library", "tensorrt")
 
@@ -372,11 +372,11 @@ def test_the_step_of_a_graph_that_is_not_cut_is_skipped(
 def test_another_size_is_taken_where_the_range_has_one(
     shapes: ShapeRange, sizes: tuple[tuple[int, int], ...]
 ) -> None:
-    assert gpu_labels.label_sizes(shapes) == sizes
+    assert labels.label_sizes(shapes) == sizes
 
 
 def test_without_a_gpu_it_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    status = gpu_check.main([])
+    status = cli.main([])
 
     assert status == 2
     assert "nothing can be checked: the NVIDIA driver" in capsys.readouterr().err
@@ -385,10 +385,10 @@ def test_without_a_gpu_it_says_what_is_missing(capsys: pytest.CaptureFixture[str
 def test_without_a_library_it_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_check, "device_problem", lambda: None)
-    monkeypatch.setattr(gpu_check, "installed", lambda name: name == "tensorrt-rtx")
+    monkeypatch.setattr(cli, "device_problem", lambda: None)
+    monkeypatch.setattr(cli, "installed", lambda name: name == "tensorrt-rtx")
 
-    status = gpu_check.main(["--library", "tensorrt"])
+    status = cli.main(["--library", "tensorrt"])
 
     assert status == 2
     assert "nothing can be checked: no tensorrt is installed." in capsys.readouterr().err
@@ -397,7 +397,7 @@ def test_without_a_library_it_says_what_is_missing(
 def test_an_artifact_that_is_not_there_is_one_line(
     driver: SimDriver, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status = gpu_check.main([str(tmp_path / "gone.fcn"), "--output", str(tmp_path / "report")])
+    status = cli.main([str(tmp_path / "gone.fcn"), "--output", str(tmp_path / "report")])
 
     captured = capsys.readouterr()
     assert status == 2
@@ -407,7 +407,7 @@ def test_an_artifact_that_is_not_there_is_one_line(
 
 def test_labels_of_another_shape_are_an_error() -> None:
     with pytest.raises(BenchmarkError, match=r"gave labels \[3\]; expected \[2\]"):
-        gpu_measure.agreement_with(np.zeros(2), np.zeros(3))
+        measure.agreement_with(np.zeros(2), np.zeros(3))
 
 
 def test_a_trtexec_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,6 +416,6 @@ def test_a_trtexec_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
-    found = gpu_measure.run_trtexec(tmp_path / "a.plan", {"image": np.zeros((1, 2, 3, 3))})
+    found = measure.run_trtexec(tmp_path / "a.plan", {"image": np.zeros((1, 2, 3, 3))})
 
     assert found == {"error": "status 3: engine is of another version"}

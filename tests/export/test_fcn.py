@@ -183,7 +183,7 @@ def trained(model: FCN) -> FCN:
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     return model
 
 

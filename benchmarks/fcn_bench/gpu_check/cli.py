@@ -1,10 +1,4 @@
-"""make gpu-check: try everything that needs an NVIDIA GPU, and write a report to send back.
-
-Builds plans with each TensorRT that is installed, compares their labels with ONNX Runtime's on the
-CPU, runs them over each CUDA library, and times them against PyTorch on CUDA and trtexec. Plans
-that end in scores are labelled on the GPU, and compared and timed as well. A step that fails is
-noted with its traceback, and the others go on.
-"""
+"""The command, and the steps that it runs in turn."""
 
 from __future__ import annotations
 
@@ -19,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fcn_bench.gpu_case import DEVICES, PlanCase
-from fcn_bench.gpu_measure import time_torch
-from fcn_bench.gpu_plan import PlanCheck
-from fcn_bench.gpu_report import GpuReport
-from fcn_bench.gpu_scores_plan import ScoresPlanCheck
+from fcn_bench import gpu_check
+from fcn_bench.gpu_check.case import DEVICES, PlanCase
+from fcn_bench.gpu_check.measure import time_torch
+from fcn_bench.gpu_check.plan import PlanCheck
+from fcn_bench.gpu_check.report import GpuReport
+from fcn_bench.gpu_check.scores_plan import ScoresPlanCheck
 from fcn_deploy.artifact import Artifact
 from fcn_deploy.backends.tensorrt.api import LIBRARY_NAMES, installed
 from fcn_deploy.backends.tensorrt.device import device_problem, open_device
@@ -114,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 where all went well, 1 where a step failed, 2 without a GPU or an artifact to check.
     """
-    parser = argparse.ArgumentParser(prog="make gpu-check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make gpu-check", description=gpu_check.__doc__)
     parser.add_argument("artifact", nargs="?", type=Path, help="(default: an FCN-ResNet50 is made)")
     parser.add_argument("--output", type=Path, default=Path("build/gpu-check"), help="folder")
     parser.add_argument("--library", choices=LIBRARY_NAMES, help="(default: those installed)")
@@ -182,7 +177,3 @@ def _make_artifact(folder: Path, say: Callable[[str], None]) -> Path:
     )
     export_model(folder / "fcn_resnet50.pt", path, request=request)
     return path
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fcn_bench.gpu_case import PlanCase, feed_of
-from fcn_bench.gpu_labels import (
+from fcn_bench.gpu_check.case import PlanCase, feed_of
+from fcn_bench.gpu_check.labels import (
     ScoresGraph,
     check_gpu_labels,
     cut_at_scores,
     label_sizes,
     time_gpu_labels,
 )
-from fcn_bench.gpu_measure import time_plan
-from fcn_bench.gpu_report import GpuReport
+from fcn_bench.gpu_check.measure import time_plan
+from fcn_bench.gpu_check.report import GpuReport
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.segmenter import Segmenter
 
