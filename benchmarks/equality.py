@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fcn_export.models import FCN, Backbone
 from fcn_export.models.backbones import BACKBONE_NAMES
-from fcn_export.models.convolutionalize import convolutionalize
+from fcn_export.models.conversion import convolutionalize
 from fcn_export.models.fcn import GEOMETRIES, VARIANTS, Geometry
 from peers.random_networks import random_classifier, random_fcn, randomize_scores
 

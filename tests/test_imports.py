@@ -71,6 +71,20 @@ def test_help_loads_no_heavy_library(command: str) -> None:
     assert output.startswith(f"usage: {command}")
 
 
+@pytest.mark.parametrize("package", [*PACKAGES, "fcn_export.models"])
+def test_no_public_name_is_a_module(package: str) -> None:
+    # a submodule of the same name takes the name's place as soon as it is loaded
+    names = importlib.import_module(package).__all__
+    code = (
+        f"from {package} import {', '.join(names)}; print([type(x) for x in ({', '.join(names)})])"
+    )
+
+    _, output = loaded_by(code)
+
+    assert output.count(",") == len(names) - 1
+    assert "module" not in output
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_public_name_is_there(package: str) -> None:
     module = importlib.import_module(package)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_export.models.backbones import Backbone
-from fcn_export.models.convolutionalize import convolutionalize
+from fcn_export.models.conversion import convolutionalize
 from tests.export.tiny_networks import seeded
 
 # a convolution sums in another order than a matrix product: a few float32 roundings

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_export.models.backbones import BACKBONE_NAMES, Backbone, recognise_backbone
+from fcn_export.models.backbones import BACKBONE_NAMES, Backbone
 from fcn_export.models.fcn import FCN, GEOMETRIES, VARIANTS, Geometry, Variant
+from fcn_export.models.recognition import recognise_backbone
 from fcn_export.models.upsampling import UPSAMPLINGS, Enlarge, Upsampling, bilinear_kernel
 from tests.export.tiny_networks import seeded
 

@@ -67,6 +67,14 @@ def test_a_saved_network_comes_back_with_its_scores_and_facts(tmp_path: Path, en
     assert load_fcn(path).backbone_spec == VGG
 
 
+def test_what_was_loaded_can_be_trained_on(tmp_path: Path) -> None:
+    save_checkpoint(network(VGG, "32s"), tmp_path / "model.pt", preprocess=PREPROCESS)
+
+    model = FCN.from_coarser(load_fcn(tmp_path / "model.pt"))
+
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_a_pt_file_holds_nothing_but_tensors_and_text(tmp_path: Path) -> None:
     save_checkpoint(network(), tmp_path / "model.pt", preprocess=PREPROCESS)
 

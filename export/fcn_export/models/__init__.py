@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fcn_export.models.backbones import Backbone
     from fcn_export.models.checkpoints import load_fcn, save_checkpoint
-    from fcn_export.models.convolutionalize import convolutionalize
+    from fcn_export.models.conversion import convolutionalize
     from fcn_export.models.data import FolderDataset, VocDataset
     from fcn_export.models.fcn import FCN
     from fcn_export.models.training import Recipe, fine_tune
@@ -30,7 +30,7 @@ _HOMES = {
     "FolderDataset": "data",
     "Recipe": "training",
     "VocDataset": "data",
-    "convolutionalize": "convolutionalize",
+    "convolutionalize": "conversion",
     "fine_tune": "training",
     "load_fcn": "checkpoints",
     "save_checkpoint": "checkpoints",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,17 @@ from fcn_deploy.errors import UnsupportedModelError
 from fcn_export.libraries import torchvision_models
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-__all__ = ["BACKBONE_NAMES", "Backbone", "recognise_backbone"]
+__all__ = [
+    "BACKBONE_NAMES",
+    "FIRST_WIDTH",
+    "RESNET_BLOCKS",
+    "WINDOWS",
+    "Backbone",
+    "convolution_places",
+]
 
-# indices of the convolutions in `features`, and the size of the window that fc6 sees
 _VGG_CONVOLUTIONS = {
     "vgg11": (0, 3, 6, 8, 11, 13, 16, 18),
     "vgg13": (0, 2, 5, 7, 10, 12, 15, 17, 20, 22),
@@ -27,19 +32,23 @@ _VGG_CONVOLUTIONS = {
     "vgg19_bn": (0, 3, 7, 10, 14, 17, 20, 23, 27, 30, 33, 36, 40, 43, 46, 49),
 }
 _ALEXNET_CONVOLUTIONS = (0, 3, 6, 8, 10)
-# blocks in each of the four layers, and convolutions in a block
-_RESNET_BLOCKS = {
+RESNET_BLOCKS = {
     "resnet18": ((2, 2, 2, 2), 2),
     "resnet34": ((3, 4, 6, 3), 2),
     "resnet50": ((3, 4, 6, 3), 3),
 }
+"""Blocks in each of the four layers, and convolutions in a block."""
 
-BACKBONE_NAMES = ("alexnet", *_VGG_CONVOLUTIONS, "googlenet", *_RESNET_BLOCKS)
+BACKBONE_NAMES = ("alexnet", *_VGG_CONVOLUTIONS, "googlenet", *RESNET_BLOCKS)
 """The classifiers that are known by name."""
 
-_WINDOWS = {"alexnet": 6, **dict.fromkeys(_VGG_CONVOLUTIONS, 7)}
+WINDOWS = {"alexnet": 6, **dict.fromkeys(_VGG_CONVOLUTIONS, 7)}
+"""Cells along an axis that fc6 sees, of those that have one."""
+
+FIRST_WIDTH = 64
+"""Channels of the first convolution, in every one of them."""
+
 _FC_WIDTH = 4096
-_FIRST_WIDTH = 64  # channels of the first convolution, in every one of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,8 @@ class Backbone:
         window: cells along an axis that fc6 sees; None for 7 in VGG and 6 in AlexNet. GoogLeNet
             and ResNet have no such layer.
         fc_width: channels of fc6 and fc7; None for 4096 times `width`.
+        transform_input: torchvision's pretrained GoogLeNet takes images that are normalised as the
+            others' are, and normalises them anew.
 
     Raises:
         UnsupportedModelError: a value is not possible.
@@ -62,6 +73,7 @@ class Backbone:
     width: float = 1.0
     window: int | None = None
     fc_width: int | None = None
+    transform_input: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in BACKBONE_NAMES:
@@ -70,11 +82,13 @@ class Backbone:
                 f"{', '.join(BACKBONE_NAMES)}.",
                 hint="Any other classifier can be given as a module.",
             )
-        if not 0 < self.width <= 1 or (_FIRST_WIDTH * Fraction(self.width)).denominator != 1:
+        if not 0 < self.width <= 1 or (FIRST_WIDTH * Fraction(self.width)).denominator != 1:
             raise UnsupportedModelError(
                 f"the backbone's width is {self.width}; expected a share such as 1, 0.5 or 0.125."
             )
-        usual = _WINDOWS.get(self.name)
+        if self.transform_input and self.name != "googlenet":
+            raise UnsupportedModelError(f"{self.name} does not normalise images itself.")
+        usual = WINDOWS.get(self.name)
         if usual is None and (self.window is not None or self.fc_width is not None):
             raise UnsupportedModelError(
                 f"{self.name} has no fc6 and fc7, whose window or width could be chosen."
@@ -95,7 +109,7 @@ class Backbone:
     @property
     def first_taps(self) -> bool:
         """Say whether skips leave from the pools, as in the paper, not from the layers behind."""
-        return self.name in _WINDOWS
+        return self.name in WINDOWS
 
     def classifier(self, num_classes: int = 1000) -> nn.Module:
         """Build the classifier with random weights, in training mode; downloads nothing.
@@ -107,6 +121,7 @@ class Backbone:
         options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
         if self.name == "googlenet":
             options |= {"aux_logits": False, "init_weights": True}
+            options["transform_input"] = self.transform_input
         if self.width == 1 and not self._has_another_head():
             built: nn.Module = getattr(models, self.name)(**options)
             return built
@@ -119,57 +134,13 @@ class Backbone:
 
     def _has_another_head(self) -> bool:
         return self.window is not None and (self.window, self.fc_width) != (
-            _WINDOWS[self.name],
+            WINDOWS[self.name],
             _FC_WIDTH,
         )
 
 
-def recognise_backbone(state: Mapping[str, Tensor]) -> Backbone | None:
-    """Tell which classifier weights belong to, from names and shapes; None where none is known.
-
-    Args:
-        state: of the classifier itself, or made fully convolutional, with or without its last
-            layer.
-    """
-    first = state.get("features.0.weight")
-    if first is None:
-        first = state.get("conv1.weight", state.get("conv1.conv.weight"))
-    if first is None:
-        return None
-    name = _name_of(state)
-    if name is None:
-        return None
-    width = first.shape[0] / _FIRST_WIDTH
-    if name not in _WINDOWS:
-        return Backbone(name, width)
-    fc6 = state.get("classifier.1.weight" if name == "alexnet" else "classifier.0.weight")
-    last = state[f"features.{_convolutions(name)[-1]}.weight"].shape[0]
-    if fc6 is None:
-        return None
-    cells = fc6.shape[2] ** 2 if fc6.dim() == 4 else fc6.shape[1] / last
-    return Backbone(name, width, window=round(cells**0.5), fc_width=fc6.shape[0])
-
-
-def _name_of(state: Mapping[str, Tensor]) -> str | None:
-    if "inception5b.branch1.conv.weight" in state:
-        return "googlenet"
-    convolutions = tuple(
-        int(key.split(".")[1])
-        for key, tensor in state.items()
-        if key.startswith("features.") and key.endswith(".weight") and tensor.dim() == 4
-    )
-    for name in _WINDOWS:
-        if convolutions == _convolutions(name):
-            return name
-    blocks = tuple(
-        len({key.split(".")[1] for key in state if key.startswith(f"layer{layer}.")})
-        for layer in (1, 2, 3, 4)
-    )
-    depth = 3 if "layer1.0.conv3.weight" in state else 2
-    return next((x for x, form in _RESNET_BLOCKS.items() if form == (blocks, depth)), None)
-
-
-def _convolutions(name: str) -> tuple[int, ...]:
+def convolution_places(name: str) -> tuple[int, ...]:
+    """Give the indices of the convolutions in `features`, of AlexNet and VGG."""
     return _ALEXNET_CONVOLUTIONS if name == "alexnet" else _VGG_CONVOLUTIONS[name]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,8 @@ def save_checkpoint(
 def load_fcn(path: str | os.PathLike[str]) -> FCN:
     """Load a network of this family from its checkpoint, in evaluation mode, on the CPU.
 
+    All of its weights can be trained.
+
     Raises:
         ArtifactMissingError, UntrustedArtifactError, UnsupportedModelError: as `load_model` says;
             the last also where the file holds another network.
@@ -89,7 +92,7 @@ def load_fcn(path: str | os.PathLike[str]) -> FCN:
     module = load_model(path).module
     if not isinstance(module, FCN):
         raise UnsupportedModelError(f"'{path}' holds a {type(module).__name__}, not an FCN.")
-    return module
+    return module.requires_grad_()
 
 
 def describe_fcn(model: FCN) -> dict[str, Any]:
@@ -111,12 +114,7 @@ def describe_fcn(model: FCN) -> dict[str, Any]:
         "num_classes": model.num_classes,
         "upsampling": model.upsampling,
         "geometry": model.geometry,
-        "backbone": {
-            "name": spec.name,
-            "width": spec.width,
-            "window": spec.window,
-            "fc_width": spec.fc_width,
-        },
+        "backbone": asdict(spec),
     }
 
 
@@ -167,7 +165,7 @@ def recognise_fcn(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     Args:
         state: weights by name, prefixes of wrappers removed.
     """
-    from fcn_export.models.backbones import recognise_backbone
+    from fcn_export.models.recognition import recognise_backbone
     from fcn_export.models.trunk import PAPER_PADDING_PX
 
     score, padding = state.get("score.weight"), state.get("padding_px")
@@ -194,10 +192,5 @@ def recognise_fcn(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
         "num_classes": score.shape[0],
         "upsampling": upsampling,
         "geometry": "paper" if paper else "aligned",
-        "backbone": {
-            "name": backbone.name,
-            "width": backbone.width,
-            "window": backbone.window,
-            "fc_width": backbone.fc_width,
-        },
+        "backbone": asdict(backbone) | {"transform_input": "transforms_input" in state},
     }

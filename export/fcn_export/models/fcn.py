@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_export.models.backbones import Backbone, recognise_backbone
+from fcn_export.models.backbones import Backbone
 from fcn_export.models.grid import Grid
+from fcn_export.models.recognition import identify_classifier
 from fcn_export.models.trunk import Level, Trunk, make_trunk
 from fcn_export.models.upsampling import UPSAMPLINGS, Enlarge, Upsampling
 
@@ -26,6 +27,8 @@ Variant = Literal["32s", "16s", "8s"]
 
 Geometry = Literal["aligned", "paper"]
 """How borders are treated: see `FCN`."""
+
+_USUAL_SIZE = (224, 224)
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 GEOMETRIES: tuple[Geometry, ...] = get_args(Geometry)
@@ -64,7 +67,7 @@ class FCN(nn.Module):
         *,
         upsampling: Upsampling = "learned",
         geometry: Geometry = "aligned",
-        input_size: tuple[int, int] = (224, 224),
+        input_size: tuple[int, int] | None = None,
     ) -> None:
         """Build the network.
 
@@ -78,7 +81,8 @@ class FCN(nn.Module):
                 there to the pixels are fixed, as in the paper; ``fixed``: all stay bilinear;
                 ``interpolate``: no convolutions. The latter is half a cell off in AlexNet,
                 GoogLeNet and ResNet, whose cells are centred on pixels.
-            input_size: (height, width) in px that a classifier given as a module was made for.
+            input_size: (height, width) in px that a classifier given as a module was made for; None
+                for what it is known by name for, or 224x224.
 
         Raises:
             UnsupportedModelError: the classifier cannot be converted, or has no features of the
@@ -89,9 +93,12 @@ class FCN(nn.Module):
         _check("upsampling", upsampling, UPSAMPLINGS)
         _check("geometry", geometry, GEOMETRIES)
         spec, classifier = _classifier(backbone)
+        if input_size is not None and spec is not None and spec.window is not None:
+            # fc6 sees another share of the features then
+            spec = spec if input_size == spec.input_size else None
         trunk = make_trunk(
             classifier,
-            input_size=input_size if spec is None else spec.input_size,
+            input_size=input_size or (spec.input_size if spec is not None else _USUAL_SIZE),
             paper_padding=geometry == "paper",
             first_taps=spec is not None and spec.first_taps,
         )
@@ -139,9 +146,11 @@ class FCN(nn.Module):
                 max(grid.receptive_field, finer.receptive_field),
             )
         self.up = Enlarge(num_classes, grid.stride, grid.offset, kind=beyond, spare=spare)
-        # weights alone do not tell the geometries apart
+        # weights alone tell neither the geometries apart, nor what is done to the image first
         padding = next(m for m in self.backbone.modules() if isinstance(m, nn.Conv2d)).padding
         self.register_buffer("padding_px", torch.tensor(int(padding[0])))
+        if spec is not None and spec.transform_input:
+            self.register_buffer("transforms_input", torch.tensor(1))
 
     @property
     def grid(self) -> Grid:
@@ -228,7 +237,7 @@ def _classifier(backbone: str | Backbone | nn.Module) -> tuple[Backbone | None, 
         backbone = Backbone(backbone)
     if isinstance(backbone, Backbone):
         return backbone, backbone.classifier()
-    return recognise_backbone(backbone.state_dict()), backbone
+    return identify_classifier(backbone), backbone
 
 
 def _levels_of(trunk: Trunk, variant: Variant) -> tuple[Level, ...]:

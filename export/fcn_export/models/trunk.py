@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_export.models.convolutionalize import convert
+from fcn_export.models.conversion import convert
 from fcn_export.models.grid import Grid, find_grids
 from fcn_export.models.nodes import argument, operation
 
