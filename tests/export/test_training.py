@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fcn_deploy.errors import ExecutionError, SourceOpenError, UnsupportedModelError
+from fcn_deploy.errors import ExecutionError, ShapeError, SourceOpenError, UnsupportedModelError
 from fcn_deploy.manifest import Preprocess
 from fcn_export.models.data import FolderDataset, VocDataset
 from fcn_export.models.training import Recipe, fine_tune
@@ -199,6 +199,18 @@ def test_crops_of_small_images_are_filled_with_pixels_that_do_not_count(tmp_path
     assert labels[6:].eq(255).all()
 
 
+def test_folders_of_a_binary_network_have_two_labels(tmp_path: Path) -> None:
+    _write_pair(tmp_path, "a", (6, 7))
+    path = tmp_path / "labels" / "a.png"
+
+    folder = FolderDataset(tmp_path / "images", tmp_path / "labels", num_classes=1, preprocess=HALF)
+
+    with pytest.raises(ShapeError, match=r"names class \[2\]; the network gives 0..1"):
+        folder[0]
+    cv2.imwrite(str(path), np.eye(6, 7, dtype=np.uint8))
+    assert torch.equal(folder[0][1], torch.eye(6, 7, dtype=torch.int64))
+
+
 def _write_voc(root: Path) -> None:
     base = root / "VOCdevkit" / "VOC2012"
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
@@ -219,3 +231,14 @@ def test_voc_is_read_where_it_is_and_nowhere_else(tmp_path: Path) -> None:
     assert sorted(set(labels.flatten().tolist())) == [20, 255]
     with pytest.raises(SourceOpenError, match=r"does not hold VOCdevkit/VOC2012.*Unpack"):
         VocDataset(tmp_path / "nothing", preprocess=HALF)
+
+
+def test_a_year_or_list_that_voc_does_not_have_is_named(tmp_path: Path) -> None:
+    _write_voc(tmp_path)
+
+    with pytest.raises(SourceOpenError, match=r"VOCdevkit/VOC2012 and its list 'val': .*Unpack"):
+        VocDataset(tmp_path, preprocess=HALF, image_set="val")
+    with pytest.raises(SourceOpenError, match=r"VOC has no 'test' of 2012: .* Valid values are"):
+        VocDataset(tmp_path, preprocess=HALF, image_set="test")
+    with pytest.raises(SourceOpenError, match=r"VOC has no 'train' of 2013: .* Valid values are"):
+        VocDataset(tmp_path, preprocess=HALF, year="2013")
