@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from fcn_deploy.errors import ExecutionError, ShapeError, SourceOpenError, UnsupportedModelError
 from fcn_deploy.manifest import Preprocess
 from fcn_export.models.data import FolderDataset, VocDataset
+from fcn_export.models.pixel_loss import pixel_loss
 from fcn_export.models.training import Recipe, fine_tune
 from tests.export.tiny_networks import seeded
 
@@ -160,9 +161,104 @@ def test_pixels_of_255_count_for_nothing() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # sums of fewer terms round alike
 
 
-def test_labels_that_are_all_255_end_the_training() -> None:
-    with pytest.raises(ExecutionError, match=r"loss is nan at step 1.*all 255"):
-        fine_tune(network(), data(ignored=True), steps=2, batch=4, progress=False)
+def test_batches_that_are_all_255_have_no_loss_and_do_not_end_the_training(
+    tmp_path: Path,
+) -> None:
+    some = data()
+    some.tensors[1][::3] = 255
+    options: dict[str, object] = {"data": some, "steps": 8, "batch": 1, "progress": False}
+    whole, parted = network(), network()
+    expected = fine_tune(whole, **options)  # type: ignore[arg-type] # as below
+    empty = [step for step, loss in enumerate(expected, 1) if loss == 0]
+
+    def stop(step: int, _: float) -> None:
+        if step == empty[0]:
+            raise Stopped
+
+    options |= {"state_file": tmp_path / "state.pt", "state_every": 1}
+    with pytest.raises(Stopped, match=r"^$"):
+        fine_tune(parted, on_step=stop, **options)  # type: ignore[arg-type]
+    losses = fine_tune(parted, **options)  # type: ignore[arg-type]
+
+    assert 0 < len(empty) < 8
+    assert losses == expected[empty[0] - 1 :]
+    for one, other in zip(whole.parameters(), parted.parameters(), strict=True):
+        assert one.isfinite().all()
+        assert torch.equal(one, other)
+
+
+def test_a_training_on_nothing_but_255_changes_nothing() -> None:
+    model = network()
+
+    losses = fine_tune(
+        model, data(ignored=True), steps=2, recipe=Recipe(weight_decay=0), progress=False
+    )
+
+    assert losses == [0, 0]
+    for one, other in zip(model.parameters(), network().parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_scores_that_are_not_numbers_end_the_training(ignored: bool) -> None:
+    model = seeded(nn.Conv2d, 3, 3, 1)
+    nn.init.constant_(model.bias, float("nan"))
+
+    with pytest.raises(ExecutionError, match=r"loss is nan at step 1.*Lower the learning rate"):
+        fine_tune(model, data(ignored=ignored), steps=2, batch=4, progress=False)
+
+
+def binary() -> Pairs:
+    """Make images that are of class 1 where the first channel is bright."""
+    images, _ = data().tensors
+    labels = (images[:, 0] > 0.5).long()
+    labels[:, :2] = 255
+    return Pairs(images, labels)
+
+
+def test_one_score_a_pixel_is_trained_as_a_binary_network() -> None:
+    model = seeded(nn.Conv2d, 3, 1, 1)
+    images, labels = binary().tensors
+    scores = model(images)[:, 0, 2:]
+    sides = torch.where(labels[:, 2:] == 1, scores, -scores)
+    expected = torch.log1p(torch.exp(-sides)).mean().item()
+
+    losses = fine_tune(
+        model, binary(), steps=80, batch=12, recipe=Recipe(learning_rate=0.5), progress=False
+    )
+
+    assert losses[0] == pytest.approx(expected, rel=1e-5)  # float32
+    found = (model(images)[:, 0, 2:].sigmoid() > 0.5).long()
+    assert (found == labels[:, 2:]).float().mean() > 0.95
+
+
+def test_the_loss_of_half_precision_scores_is_that_of_their_values() -> None:
+    scores = torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(1)).bfloat16()
+    labels = data().tensors[1][:1].repeat(1, 5, 5)
+
+    loss = pixel_loss(scores, labels)
+
+    assert loss.dtype == torch.float32
+    assert loss == nn.functional.cross_entropy(scores.float(), labels)
+
+
+@pytest.mark.parametrize(("classes", "unknown"), [(3, 3), (3, -1), (1, 2), (2, 1000)])
+def test_labels_of_unknown_classes_are_named(classes: int, unknown: int) -> None:
+    images, labels = binary().tensors
+    labels[:, 5, 5] = unknown
+
+    with pytest.raises(
+        ShapeError, match=rf"class \[{unknown}\]; the network gives 0..{max(classes, 2) - 1}"
+    ):
+        fine_tune(
+            nn.Conv2d(3, classes, 1), Pairs(images, labels), steps=1, batch=12, progress=False
+        )
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_scores_of_another_size_than_the_labels_are_refused(classes: int) -> None:
+    with pytest.raises(ShapeError, match=rf"are \[8, {classes}, 4, 4\] but labels \[8, 8, 8\]"):
+        fine_tune(nn.Conv2d(3, classes, 1, stride=2), binary(), steps=1, progress=False)
 
 
 def _write_pair(folder: Path, stem: str, size: tuple[int, int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sized
 from contextlib import nullcontext
@@ -12,18 +13,14 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import Dataset, default_collate
 
 from fcn_deploy.errors import ExecutionError, UnsupportedModelError
-from fcn_export.fidelity import IGNORE_LABEL
+from fcn_export.models.pixel_loss import pixel_loss
 
 __all__ = ["Recipe", "fine_tune"]
 
 log = logging.getLogger(__name__)
-
-AUX_WEIGHT = 0.5
-"""Of an auxiliary head's loss, as in torchvision's references/segmentation/train.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,12 +115,11 @@ def fine_tune(
                 images, labels = default_collate(
                     [data[i] for i in _indices(data, step - 1, batch=batch, seed=seed)]
                 )
-                loss = _loss(model(images), labels)
+                loss = pixel_loss(model(images), labels)
                 value = float(loss.detach())
-                if not value < float("inf"):
+                if not math.isfinite(value):
                     raise ExecutionError(
-                        f"the loss is {value} at step {step}.",
-                        hint="Lower the learning rate; labels that are all 255 have no loss.",
+                        f"the loss is {value} at step {step}.", hint="Lower the learning rate."
                     )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -139,13 +135,6 @@ def fine_tune(
         model.eval()
         torch.set_rng_state(random_before)
     return losses
-
-
-def _loss(found: Tensor | dict[str, Tensor], labels: Tensor) -> Tensor:
-    if not isinstance(found, dict):
-        return functional.cross_entropy(found, labels, ignore_index=IGNORE_LABEL)
-    loss = _loss(found["out"], labels)
-    return loss + AUX_WEIGHT * _loss(found["aux"], labels) if "aux" in found else loss
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
