@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fcn_deploy.errors import ExecutionError, ShapeError, SourceOpenError, UnsupportedModelError
+from fcn_deploy.errors import (
+    ExecutionError,
+    InputError,
+    ShapeError,
+    SourceOpenError,
+    UnsupportedModelError,
+)
 from fcn_deploy.manifest import Preprocess
+from fcn_export.models import training, training_state
 from fcn_export.models.data import FolderDataset, VocDataset
 from fcn_export.models.pixel_loss import pixel_loss
 from fcn_export.models.training import Recipe, fine_tune
@@ -54,8 +62,8 @@ def data(*, ignored: bool = False) -> Pairs:
 
 
 def train(model: nn.Module, **options: object) -> list[float]:
-    settings = {"steps": 6, "batch": 4, "progress": False, **options}
-    return fine_tune(model, data(), **settings)  # type: ignore[arg-type] # checked by the callee
+    settings = {"data": data(), "steps": 6, "batch": 4, "progress": False, **options}
+    return fine_tune(model, **settings)  # type: ignore[arg-type] # checked by the callee
 
 
 def test_the_loss_falls_and_the_network_is_left_in_evaluation_mode() -> None:
@@ -87,11 +95,118 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> 
         assert torch.equal(one, other)
 
 
-def test_another_trainings_state_is_refused(tmp_path: Path) -> None:
+STEADY = Recipe(one_cycle=False)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"batch": 2}, "another training: batch was 4 and is 2"),
+        (
+            {"recipe": STEADY},
+            "another training: one_cycle was True and is False, steps was 6 and is any",
+        ),
+        ({"steps": 7}, "another training: steps was 6 and is 7"),
+        ({"data": Pairs(*(x[:5] for x in data().tensors))}, "items was 12 and is 5"),
+    ],
+)
+def test_another_trainings_state_is_refused(
+    tmp_path: Path, changed: dict[str, object], reason: str
+) -> None:
     train(network(), state_file=tmp_path / "state.pt")
 
-    with pytest.raises(UnsupportedModelError, match="another training: batch differ"):
-        train(network(), batch=2, state_file=tmp_path / "state.pt")
+    with pytest.raises(UnsupportedModelError, match=reason):
+        train(network(), **{"state_file": tmp_path / "state.pt", **changed})
+
+
+def test_at_a_constant_rate_a_training_may_be_made_longer_but_not_shorter(tmp_path: Path) -> None:
+    state = tmp_path / "state.pt"
+    whole, longer = network(), network()
+    expected = train(whole, steps=9, recipe=STEADY)
+
+    train(longer, steps=6, recipe=STEADY, state_file=state)
+    losses = train(longer, steps=9, recipe=STEADY, state_file=state)
+
+    assert losses == expected[6:]
+    for one, other in zip(whole.parameters(), longer.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(UnsupportedModelError, match="state after 9 steps; 8 are asked for"):
+        train(network(), steps=8, recipe=STEADY, state_file=state)
+
+
+def wider() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Dropout(0.2), nn.Conv2d(6, 4, 1))
+
+
+def deeper() -> nn.Module:
+    return nn.Sequential(*network().children(), nn.Conv2d(3, 3, 1))
+
+
+def partly_frozen() -> nn.Module:
+    model = network()
+    next(model.parameters()).requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (wider, "2 tensors differ, the first is '2.bias'"),
+        (deeper, "2 tensors differ, the first is '3.bias'"),
+        (lambda: network().double(), "4 tensors differ, the first is '0.bias'"),
+        (partly_frozen, "trained in only one of them, the first is '0.weight'"),
+    ],
+)
+def test_another_networks_state_is_refused_and_changes_nothing(
+    tmp_path: Path, make: Callable[[], nn.Module], reason: str
+) -> None:
+    train(network(), state_file=tmp_path / "state.pt")
+    model = make()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    with pytest.raises(UnsupportedModelError, match=f"state of another network: .*{reason}"):
+        train(model, state_file=tmp_path / "state.pt")
+
+    assert model.training
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def _cut_short(path: Path) -> None:
+    train(network(), state_file=path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def _without_optimizer_values(path: Path) -> None:
+    train(network(), state_file=path)
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "optimizer": {}}, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda path: torch.save(network().state_dict(), path), "no model, optimizer, plan"),
+        (lambda path: torch.save(torch.zeros(3), path), "no model, optimizer, plan"),
+        (lambda path: torch.save(network(), path), "more than tensors and plain values"),
+        (lambda path: path.write_bytes(b""), "EOFError"),
+        (lambda path: path.write_bytes(b"no state at all"), "more than tensors"),
+        (lambda path: path.mkdir(), "IsADirectoryError"),
+        (_cut_short, r"Error: "),
+        (_without_optimizer_values, "KeyError: 'param_groups'"),
+    ],
+)
+def test_files_that_hold_no_state_are_named_and_change_nothing(
+    tmp_path: Path, write: Callable[[Path], None], reason: str
+) -> None:
+    write(tmp_path / "other.pt")
+    model = network()
+
+    with pytest.raises(UnsupportedModelError, match=rf"not the state of a training: .*{reason}"):
+        train(model, state_file=tmp_path / "other.pt")
+
+    for one, other in zip(model.parameters(), network().parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_callers_random_numbers_are_left_alone() -> None:
@@ -104,25 +219,27 @@ def test_the_callers_random_numbers_are_left_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_the_papers_recipe_moves_biases_at_the_double_rate_without_decay() -> None:
-    model = nn.Conv2d(3, 3, 1)
-    nn.init.zeros_(model.weight)
-    assert model.bias is not None
-    nn.init.constant_(model.bias, 0.5)
-    before = {name: value.clone() for name, value in model.named_parameters()}
+def test_the_papers_recipe_has_momentum_decay_and_the_double_rate_for_biases() -> None:
+    model = seeded(nn.Conv2d, 3, 3, 1).double()
     images, labels = data().tensors
-    nn.functional.cross_entropy(model(images), labels).backward()
-    slopes = {name: value.grad for name, value in model.named_parameters()}
+    by_hand = {name: value.detach().clone() for name, value in model.named_parameters()}
+    speed = {name: torch.zeros_like(value) for name, value in by_hand.items()}
+    for _ in range(3):
+        leaves = {name: value.clone().requires_grad_() for name, value in by_hand.items()}
+        scores = nn.functional.conv2d(images.double(), leaves["weight"], leaves["bias"])
+        nn.functional.cross_entropy(scores, labels).backward()
+        for name, rate, decay in (("weight", 0.1, 5e-4), ("bias", 0.2, 0)):
+            slope = leaves[name].grad
+            assert slope is not None
+            speed[name] = 0.9 * speed[name] + slope + decay * by_hand[name]
+            by_hand[name] = by_hand[name] - rate * speed[name]
 
     fine_tune(
-        model, data(), steps=1, batch=12, recipe=Recipe.paper(learning_rate=0.1), progress=False
+        model, data(), steps=3, batch=12, recipe=Recipe.paper(learning_rate=0.1), progress=False
     )
 
-    after = dict(model.named_parameters())
-    for name, rate in (("weight", 0.1), ("bias", 0.2)):  # weights at zero do not decay
-        slope = slopes[name]
-        assert slope is not None
-        torch.testing.assert_close(after[name].detach(), before[name] - rate * slope)
+    for name, value in model.named_parameters():  # sums in another order, of float64
+        torch.testing.assert_close(value.detach(), by_hand[name], rtol=1e-12, atol=1e-12)
 
 
 def test_an_auxiliary_head_adds_half_its_loss() -> None:
@@ -259,6 +376,69 @@ def test_labels_of_unknown_classes_are_named(classes: int, unknown: int) -> None
 def test_scores_of_another_size_than_the_labels_are_refused(classes: int) -> None:
     with pytest.raises(ShapeError, match=rf"are \[8, {classes}, 4, 4\] but labels \[8, 8, 8\]"):
         fine_tune(nn.Conv2d(3, classes, 1, stride=2), binary(), steps=1, progress=False)
+
+
+def test_a_network_is_trained_in_its_own_precision(tmp_path: Path) -> None:
+    model = network().bfloat16()
+
+    losses = train(model, steps=60, recipe=Recipe(learning_rate=0.02), state_file=tmp_path / "s")
+
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+
+
+def test_images_and_labels_go_where_the_network_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def stop(scores: Tensor, labels: Tensor) -> Tensor:
+        seen.extend((scores, labels))
+        raise Stopped
+
+    monkeypatch.setattr(training, "pixel_loss", stop)  # no loss can be read off this device
+    with pytest.raises(Stopped, match=r"^$"):
+        train(nn.Conv2d(3, 3, 1, device="meta", dtype=torch.float16))
+
+    assert [(x.device.type, x.dtype) for x in seen] == [
+        ("meta", torch.float16),
+        ("meta", torch.int64),
+    ]
+
+
+def test_a_gpus_random_numbers_are_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = torch.arange(16, dtype=torch.uint8)
+    restored: list[object] = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: kept)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *given: restored.extend(given))
+    gpu = torch.device("cuda", 1)
+
+    numbers = training_state.random_numbers(gpu)
+    training_state.set_random_numbers(numbers, gpu)
+
+    assert torch.equal(numbers["cpu"], torch.get_rng_state())
+    assert restored == [kept, gpu]
+
+
+def test_a_network_with_nothing_to_train_is_refused() -> None:
+    for model in (network().requires_grad_(False), nn.Identity()):
+        with pytest.raises(UnsupportedModelError, match=r"nothing to train.*requires_grad_"):
+            train(model)
+
+
+def test_an_empty_data_set_is_refused() -> None:
+    images, labels = data().tensors
+
+    with pytest.raises(InputError, match="data set is empty"):
+        fine_tune(network(), Pairs(images[:0], labels[:0]), steps=1, progress=False)
+
+
+def test_images_of_several_sizes_need_a_crop() -> None:
+    class Growing(Pairs):
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            image, labels = super().__getitem__(index)
+            return image[:, : 4 + index % 2], labels[: 4 + index % 2]
+
+    with pytest.raises(ShapeError, match=r"sizes: \[3, 4, 8\], \[3, 5, 8\].*crop=.*batch=1"):
+        fine_tune(network(), Growing(*data().tensors), steps=1, batch=12, progress=False)
 
 
 def _write_pair(folder: Path, stem: str, size: tuple[int, int]) -> None:
