@@ -44,8 +44,14 @@ class EvalSet:
         """Pair the files of two folders by their stems.
 
         Raises:
-            SourceOpenError: a folder is missing or empty, or an image has no labels.
+            SourceOpenError: a folder is missing or empty, or both are one, two files of a folder
+                have one stem, or an image has no labels.
         """
+        if images.exists() and labels.exists() and images.samefile(labels):
+            raise SourceOpenError(
+                f"'{images}' is the folder of images and that of labels, too.",
+                hint="Put the labels into a folder of their own.",
+            )
         found = _files(images, _IMAGE_SUFFIXES)
         masks = _files(labels, frozenset({".png"}))
         missing = sorted(found.keys() - masks.keys())
@@ -98,9 +104,15 @@ class EvalSet:
 def _files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     if not folder.is_dir():
         raise SourceOpenError(f"there is no folder '{folder}'.")
-    files = {
-        path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes
-    }
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in suffixes:
+            continue
+        if (other := files.setdefault(path.stem, path)) != path:
+            raise SourceOpenError(
+                f"'{folder}' holds both '{other.name}' and '{path.name}'.",
+                hint="Remove or rename one of them: images and labels are paired by their stems.",
+            )
     if not files:
         raise SourceOpenError(
             f"'{folder}' holds no images.", hint=f"Expected {', '.join(sorted(suffixes))}."

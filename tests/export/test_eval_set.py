@@ -76,6 +76,28 @@ def test_missing_and_empty_folders_are_named(folders: tuple[Path, Path], tmp_pat
         EvalSet.find(tmp_path / "empty", folders[1])
 
 
+def test_one_folder_for_images_and_labels_is_refused(folders: tuple[Path, Path]) -> None:
+    images, _ = folders
+    cv2.imwrite(str(images / "a.jpg"), natural_frame(12, 16, 0))
+    (images.parent / "link").symlink_to(images)
+
+    for labels in (images, images.parent / "link"):
+        with pytest.raises(SourceOpenError, match="folder of images and that of labels"):
+            EvalSet.find(images, labels)
+
+
+def test_two_files_of_one_stem_are_refused(folders: tuple[Path, Path]) -> None:
+    for folder, name in zip(folders, ("a.jpg", "b.PNG"), strict=True):
+        picture = Image.fromarray(np.zeros((12, 16), np.uint8))
+        picture.save(folder / name)
+        both = " and ".join(f"'{x}'" for x in sorted((name, f"{name[0]}.png")))
+
+        with pytest.raises(SourceOpenError, match=f"holds both {both}"):
+            EvalSet.find(*folders)
+
+        (folder / name).unlink()
+
+
 def test_colours_in_place_of_class_ids_are_refused(folders: tuple[Path, Path]) -> None:
     cv2.imwrite(str(folders[1] / "a.png"), natural_frame(12, 16, 0))
 

@@ -240,6 +240,25 @@ def test_a_finer_variant_has_weights_of_its_own() -> None:
     assert next(coarse.backbone.parameters()).abs().sum() > 0
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", torch.float64), ("cpu", torch.bfloat16), ("meta", torch.float16)]
+)
+def test_a_finer_variant_is_where_the_coarser_is_and_as_precise(
+    device: str, dtype: torch.dtype
+) -> None:
+    coarse = network("vgg11", "32s").to(device, dtype)
+    with torch.no_grad():
+        coarse.score.weight.add_(1e-12)  # lost in float32
+
+    fine = FCN.from_coarser(coarse)
+
+    floating = [x for x in fine.state_dict().values() if x.is_floating_point()]
+    assert {x.dtype for x in floating} == {dtype}
+    assert {x.device.type for x in fine.state_dict().values()} == {device}
+    if device != "meta":
+        assert torch.equal(fine.score.weight, coarse.score.weight)
+
+
 def test_there_is_nothing_finer_than_8s() -> None:
     with pytest.raises(UnsupportedModelError, match="FCN-8s has no finer variant"):
         FCN.from_coarser(network("vgg11", "8s"))

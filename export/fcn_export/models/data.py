@@ -16,6 +16,7 @@ from fcn_deploy.manifest import Preprocess
 from fcn_deploy.tensors import Array
 from fcn_export.eval_set import EvalSet
 from fcn_export.fidelity import IGNORE_LABEL
+from fcn_export.foreign_errors import first_line
 
 __all__ = ["FolderDataset", "VocDataset", "normalised"]
 
@@ -46,7 +47,8 @@ class FolderDataset(Dataset[tuple[Tensor, Tensor]]):
     Items are the image, float32 [channels, H, W], and its labels, int64 [H, W].
 
     Raises:
-        SourceOpenError: a folder is missing or empty, or an image has no labels.
+        SourceOpenError: a folder is missing or empty, or both are one, two images have one stem, or
+            an image has no labels.
     """
 
     def __init__(
@@ -62,18 +64,19 @@ class FolderDataset(Dataset[tuple[Tensor, Tensor]]):
 
         Args:
             labels: of single-channel PNGs of class ids; 255 is left out.
+            num_classes: scores a pixel; one is binary, for labels 0 and 1.
             crop: (height, width) in px of a random part, so that images of several sizes make a
                 batch; smaller images are padded with pixels that are left out. None for whole
                 images.
         """
         self._pairs = EvalSet.find(Path(images), Path(labels))
-        self._num_classes, self._preprocess, self._crop = num_classes, preprocess, crop
+        self._num_labels, self._preprocess, self._crop = max(2, num_classes), preprocess, crop
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        item = self._pairs.read(index, color="rgb", num_labels=self._num_classes)
+        item = self._pairs.read(index, color="rgb", num_labels=self._num_labels)
         return _example(item.frame, item.labels, self._preprocess, self._crop)
 
 
@@ -83,7 +86,7 @@ class VocDataset(Dataset[tuple[Tensor, Tensor]]):
     Items are as those of `FolderDataset`.
 
     Raises:
-        SourceOpenError: the folder does not hold it.
+        SourceOpenError: the folder does not hold it, or there is no such year or image set.
     """
 
     def __init__(
@@ -106,9 +109,14 @@ class VocDataset(Dataset[tuple[Tensor, Tensor]]):
             self._data: Any = VOCSegmentation(
                 os.fspath(root), year=year, image_set=image_set, download=False
             )
-        except RuntimeError as exc:
+        except ValueError as exc:
             raise SourceOpenError(
-                f"'{root}' does not hold VOCdevkit/VOC{year}: {exc}",
+                f"PASCAL VOC has no '{image_set}' of {year}: {first_line(exc)}"
+            ) from exc
+        except (RuntimeError, OSError) as exc:
+            raise SourceOpenError(
+                f"'{root}' does not hold VOCdevkit/VOC{year} and its list '{image_set}': "
+                f"{first_line(exc)}.",
                 hint="Unpack the archive of PASCAL VOC there.",
             ) from exc
         self._preprocess, self._crop = preprocess, crop

@@ -216,6 +216,7 @@ class FCN(nn.Module):
             model.upsampling,
             model.geometry,
         )
+        finer.to(model.score.weight)  # of its type, on its device
         # kernels that are fixed are made anew: one of them may be learned from now on
         fixed = {k for k, _ in model.named_buffers() if k.startswith("up")}
         state = {k: v for k, v in model.state_dict().items() if k not in fixed}

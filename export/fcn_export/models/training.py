@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sized
 from contextlib import nullcontext
@@ -10,20 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import Dataset, default_collate
 
-from fcn_deploy.errors import ExecutionError, UnsupportedModelError
-from fcn_export.fidelity import IGNORE_LABEL
+from fcn_deploy.errors import ExecutionError, InputError, ShapeError, UnsupportedModelError
+from fcn_export.models.pixel_loss import pixel_loss
+from fcn_export.models.training_state import TrainingState
 
 __all__ = ["Recipe", "fine_tune"]
-
-log = logging.getLogger(__name__)
-
-AUX_WEIGHT = 0.5
-"""Of an auxiliary head's loss, as in torchvision's references/segmentation/train.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,74 +74,94 @@ def fine_tune(
 ) -> list[float]:
     """Train a network on labelled images; per-pixel cross-entropy, label 255 left out.
 
-    The same seed, threads and libraries give the same weights, also where the training was
-    interrupted and taken up again.
+    The same seed, threads and libraries give the same weights on the CPU, also where the training
+    was interrupted and taken up again.
 
     Args:
         model: takes [N, channels, H, W], gives scores [N, C, H, W], or as torchvision's networks a
-            dict with them as ``out`` and perhaps ``aux``; changed in place, and left in
-            evaluation mode. Any network will do, such as a classifier's, with labels [N].
+            dict with them as ``out`` and perhaps ``aux``; one score a pixel is binary, for labels 0
+            and 1. Changed in place, where it is and in its own precision, and left in evaluation
+            mode. Any network will do, such as a classifier's, with labels [N].
         data: items of one size: image, float32 [channels, H, W], and labels, int64 [H, W].
         steps: batches in all, also those done before.
         recipe: None means AdamW with a one-cycle rate.
-        state_file: where to keep the state of the training; one that is there is taken up.
+        state_file: where to keep the state of the training; one that is there is taken up. At a
+            constant rate a training may go on to more steps than it was begun with.
         state_every: steps between two writings of it.
         progress: show a bar on the terminal.
         on_step: told the step, from 1 on, and its loss.
 
     Returns:
-        The loss of each step since this call began.
+        The loss of each step since this call began; 0 where no pixel of the batch counts.
 
     Raises:
         ExecutionError: the loss is not a number any more.
-        UnsupportedModelError: the state file is that of another training.
+        InputError: there are no data.
+        ShapeError: the items of a batch, or scores and labels, differ in size, or labels name
+            classes that do not exist.
+        UnsupportedModelError: no parameter is to be trained, or the state file is that of another
+            training; the network is as it was.
     """
     recipe = recipe or Recipe()
+    count = len(cast(Sized, data))
+    if count == 0:
+        raise InputError("the data set is empty.", hint="Give at least one labelled image.")
     optimizer = _optimizer(model, recipe)
     schedule = _schedule(optimizer, recipe, steps)
-    plan = {**asdict(recipe), "steps": steps, "batch": batch, "seed": seed}
+    plan = {**asdict(recipe), "batch": batch, "seed": seed, "items": count}
+    plan["steps"] = steps if recipe.one_cycle else "any"  # the one-cycle rate depends on them
+    state = TrainingState(plan, model, optimizer, schedule)
     path = None if state_file is None else Path(state_file)
-    random_before = torch.get_rng_state()
-    torch.manual_seed(seed)
-    done = 0
-    if path is not None and path.exists():
-        done = _take_up(path, plan, model, optimizer, schedule)
+    first = next(model.parameters())
     losses: list[float] = []
-    model.train()
-    try:
-        with _Bar(steps, done) if progress else nullcontext(_no_bar) as advance:
-            for step in range(done + 1, steps + 1):
-                images, labels = default_collate(
-                    [data[i] for i in _indices(data, step - 1, batch=batch, seed=seed)]
-                )
-                loss = _loss(model(images), labels)
-                value = float(loss.detach())
-                if not value < float("inf"):
-                    raise ExecutionError(
-                        f"the loss is {value} at step {step}.",
-                        hint="Lower the learning rate; labels that are all 255 have no loss.",
+    with torch.random.fork_rng([first.device] if first.is_cuda else []):
+        torch.manual_seed(seed)
+        done = 0 if path is None or not path.exists() else state.read(path, at_most=steps)
+        model.train()
+        try:
+            with _Bar(steps, done) if progress else nullcontext(_no_bar) as advance:
+                for step in range(done + 1, steps + 1):
+                    images, labels = _collated(
+                        [data[i] for i in _indices(count, step - 1, batch=batch, seed=seed)]
                     )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses.append(value)
-                advance(step, value)
-                if on_step is not None:
-                    on_step(step, value)
-                if path is not None and (step % state_every == 0 or step == steps):
-                    _keep(path, plan, step, model, optimizer, schedule)
-    finally:
-        model.eval()
-        torch.set_rng_state(random_before)
+                    value = _take_step(state, images.to(first), labels.to(first.device), step)
+                    losses.append(value)
+                    advance(step, value)
+                    if on_step is not None:
+                        on_step(step, value)
+                    if path is not None and (step % state_every == 0 or step == steps):
+                        state.write(path, step)
+        finally:
+            model.eval()
     return losses
 
 
-def _loss(found: Tensor | dict[str, Tensor], labels: Tensor) -> Tensor:
-    if not isinstance(found, dict):
-        return functional.cross_entropy(found, labels, ignore_index=IGNORE_LABEL)
-    loss = _loss(found["out"], labels)
-    return loss + AUX_WEIGHT * _loss(found["aux"], labels) if "aux" in found else loss
+def _take_step(state: TrainingState, images: Tensor, labels: Tensor, step: int) -> float:
+    loss = pixel_loss(state.model(images), labels)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise ExecutionError(
+            f"the loss is {value} at step {step}.", hint="Lower the learning rate."
+        )
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    state.optimizer.step()
+    state.schedule.step()
+    return value
+
+
+def _collated(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    for what, values in zip(("images", "labels"), zip(*items, strict=True), strict=True):
+        sizes = sorted({tuple(np.shape(value)) for value in values})
+        if len(sizes) > 1:
+            raise ShapeError(
+                f"the {what} of a batch are of several sizes: "
+                f"{', '.join(str(list(size)) for size in sizes[:3])}.",
+                hint="Cut them to one size, as FolderDataset(crop=(height, width)), or train with "
+                "batch=1.",
+            )
+    images, labels = default_collate(items)
+    return images, labels
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -160,6 +176,11 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     for group, rate, decay in zip(groups, rates, decays, strict=True):
         group |= {"lr": rate, "weight_decay": decay}
     groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise UnsupportedModelError(
+            "there is nothing to train: no parameter of the network requires a gradient.",
+            hint="Call requires_grad_(True) on the layers to train.",
+        )
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)
@@ -180,61 +201,11 @@ def _schedule(
     )
 
 
-def _indices(
-    data: Dataset[tuple[Tensor, Tensor]], step: int, *, batch: int, seed: int
-) -> Iterator[int]:
+def _indices(count: int, step: int, *, batch: int, seed: int) -> Iterator[int]:
     """Give a step's items: each once an epoch, in an order that is the epoch's own."""
-    count = len(cast(Sized, data))
     for place in range(step * batch, (step + 1) * batch):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + place // count)
         yield int(torch.randperm(count, generator=generator)[place % count])
-
-
-def _keep(
-    path: Path,
-    plan: dict[str, Any],
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    rates = {k: v for k, v in schedule.state_dict().items() if isinstance(v, int | float | list)}
-    torch.save(
-        {
-            "plan": plan,
-            "step": step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": rates,
-            "random": torch.get_rng_state(),
-        },
-        partial,
-    )
-    partial.replace(path)
-
-
-def _take_up(
-    path: Path,
-    plan: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> int:
-    """Load what `_keep` wrote; gives the number of steps done."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["plan"] != plan:
-        other = [k for k, v in plan.items() if state["plan"].get(k) != v]
-        raise UnsupportedModelError(
-            f"'{path}' is the state of another training: {', '.join(other)} differ.",
-            hint="Remove the file to begin anew, or give the values that it was begun with.",
-        )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    torch.set_rng_state(state["random"])
-    log.info("training goes on from step %d of '%s'", state["step"], path)
-    return int(state["step"])
 
 
 def _no_bar(step: int, loss: float) -> None:
