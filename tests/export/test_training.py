@@ -17,6 +17,7 @@ from fcn_deploy.errors import (
     ExecutionError,
     InputError,
     ShapeError,
+    SinkError,
     SourceOpenError,
     UnsupportedModelError,
 )
@@ -429,6 +430,24 @@ def test_an_empty_data_set_is_refused() -> None:
 
     with pytest.raises(InputError, match="data set is empty"):
         fine_tune(network(), Pairs(images[:0], labels[:0]), steps=1, progress=False)
+
+
+def test_a_state_that_could_not_be_written_is_refused_before_the_first_step(
+    tmp_path: Path,
+) -> None:
+    steps: list[int] = []
+
+    with pytest.raises(SinkError, match="there is no folder '.*gone'"):
+        fine_tune(
+            network(),
+            data(),
+            steps=1,
+            state_file=tmp_path / "gone" / "state.pt",
+            on_step=lambda step, loss: steps.append(step),
+            progress=False,
+        )
+
+    assert steps == []
 
 
 def test_images_of_several_sizes_need_a_crop() -> None:

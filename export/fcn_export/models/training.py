@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
-from fcn_deploy.errors import ExecutionError, InputError, ShapeError, UnsupportedModelError
+from fcn_deploy.errors import (
+    ExecutionError,
+    InputError,
+    ShapeError,
+    SinkError,
+    UnsupportedModelError,
+)
 from fcn_export.models.pixel_loss import pixel_loss
 from fcn_export.models.training_state import TrainingState
 
@@ -99,6 +105,7 @@ def fine_tune(
         InputError: there are no data.
         ShapeError: the items of a batch, or scores and labels, differ in size, or labels name
             classes that do not exist.
+        SinkError: the state file's folder does not exist.
         UnsupportedModelError: no parameter is to be trained, or the state file is that of another
             training; the network is as it was.
     """
@@ -112,6 +119,11 @@ def fine_tune(
     plan["steps"] = steps if recipe.one_cycle else "any"  # the one-cycle rate depends on them
     state = TrainingState(plan, model, optimizer, schedule)
     path = None if state_file is None else Path(state_file)
+    if path is not None and not path.parent.is_dir():
+        raise SinkError(
+            f"there is no folder '{path.parent}' to keep the training's state in.",
+            hint="Make it first.",
+        )
     first = next(model.parameters())
     losses: list[float] = []
     with torch.random.fork_rng([first.device] if first.is_cuda else []):
