@@ -437,7 +437,7 @@ def test_a_state_that_could_not_be_written_is_refused_before_the_first_step(
 ) -> None:
     steps: list[int] = []
 
-    with pytest.raises(SinkError, match="there is no folder '.*gone'"):
+    with pytest.raises(SinkError, match=r"there is no folder '.*gone'"):
         fine_tune(
             network(),
             data(),
