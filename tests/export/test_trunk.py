@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_export.models.backbones import BACKBONE_NAMES, Backbone
-from fcn_export.models.cells import PadToMultiple
 from fcn_export.models.fcn import FCN, VARIANTS, Geometry, Variant
+from fcn_export.models.padding import PadToMultiple
 from fcn_export.models.trunk import make_trunk
 from tests.export.tiny_networks import seeded
 

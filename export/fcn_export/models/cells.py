@@ -5,28 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fcn_export.foreign_errors import first_line
 from fcn_export.models.nodes import Sliding, describe, sliding_of
 from fcn_export.models.tracing import ShapeRecorder, first_convolution, unsupported
 
-__all__ = ["PadToMultiple", "check_cells"]
+__all__ = ["check_cells"]
 
 Size = tuple[int, int]
 
-
-class PadToMultiple(nn.Module):
-    """Pads images with zeros at the bottom and at the right, until a whole number divides both."""
-
-    def __init__(self, multiple: int) -> None:
-        super().__init__()
-        self.multiple = multiple
-
-    def forward(self, image: Tensor) -> Tensor:
-        height, width = image.shape[2:]
-        return nn.functional.pad(image, (0, -width % self.multiple, 0, -height % self.multiple))
+_HINT = (
+    "Change the size of maps with nn.Conv2d, nn.MaxPool2d and nn.AvgPool2d alone; "
+    "without a stride, a window needs an odd side."
+)
 
 
 def check_cells(
@@ -76,7 +69,8 @@ def check_cells(
         elif cells[node] != expected:
             raise unsupported(
                 f"{describe(module, node)} makes {_text(cells[node])} cells of {_text(given)}; "
-                f"expected {_text(expected)}"
+                f"expected {_text(expected)}",
+                hint=_HINT,
             )
     if top in pooled:
         raise unsupported(

@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from fcn_export.foreign_errors import first_line
+from fcn_export.models.flattening import FLATTENING, Flattening, read_flattening
 from fcn_export.models.nodes import (
     describe,
     is_elementwise,
@@ -27,13 +28,10 @@ from fcn_export.models.nodes import (
 )
 from fcn_export.models.tracing import ShapeRecorder, trace_with_shapes, unsupported
 from fcn_export.models.windows import (
-    FLATTENING,
-    Flattening,
     Window,
     as_2d,
     as_convolution,
     open_window,
-    read_flattening,
 )
 
 __all__ = ["Conversion", "convert", "convolutionalize"]
@@ -76,7 +74,8 @@ def convolutionalize(
         A module with copies of the weights, under the same names. It takes images of `input_size`
         and larger, and gives scores [N, classes, h, w]: [N, classes, 1, 1] at `input_size`, where
         they are the classifier's to float rounding, and one for each place of that window on a
-        larger image, in steps of the trunk's stride. It is in evaluation mode.
+        larger image, in steps of the trunk's stride: pooling over all of the features slides. It
+        is in evaluation mode, and dropout that was called as a function is a layer.
 
     Raises:
         UnsupportedModelError: a layer cannot be converted; it is named.
@@ -201,7 +200,8 @@ def _check(classifier: nn.Module, conversion: Conversion, input_size: tuple[int,
         height, width = large.shapes[bound][2:]
         raise unsupported(
             f"{describe(module, bound)} makes {height}x{width} cells of a larger image, too, and "
-            "does not slide"
+            "does not slide",
+            hint="Between pooling and flatten, use layers that see one cell, such as Conv2d(1x1).",
         )
 
 

@@ -120,8 +120,8 @@ class ShapeRecorder(fx.Interpreter):
         return result
 
 
-def unsupported(reason: str) -> UnsupportedModelError:
+def unsupported(reason: str, *, hint: str = _HINT) -> UnsupportedModelError:
     """Give the error that says why a classifier cannot be converted."""
     return UnsupportedModelError(
-        f"the classifier cannot be made fully convolutional: {reason}.", hint=_HINT
+        f"the classifier cannot be made fully convolutional: {reason}.", hint=hint
     )

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx, nn
 
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_export.models.cells import PadToMultiple, check_cells
+from fcn_export.models.cells import check_cells
 from fcn_export.models.convolutionalize import convert
 from fcn_export.models.grid import Grid, find_grids
-from fcn_export.models.nodes import Sliding, argument, describe, layer_of, operation, sliding_of
-from fcn_export.models.tracing import first_convolution
+from fcn_export.models.padding import (
+    PAPER_PADDING_PX,
+    pad_aligned,
+    pad_as_in_paper,
+    pad_to_multiple,
+)
 
 __all__ = ["PAPER_PADDING_PX", "Level", "Trunk", "make_trunk"]
 
 _FINEST_STRIDE = 8
 # images that a trunk is tried with: strides up to 64 px divide the one, and leave one pixel more
 _WHOLE_PX, _ODD_PX = (128, 192), (129, 193)
-
-PAPER_PADDING_PX = 100
-"""The paper's networks pad the image by so much, so that none is too small for fc6's window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +85,11 @@ def make_trunk(
     top = last.all_input_nodes[0]
     any_size = True
     if paper_padding:
-        _pad_as_in_paper(module)
+        pad_as_in_paper(module)
         check_cells(module, top, size=input_size, covering=False)
     else:
         windows = {*conversion.sliding, conversion.convolved[0]}
-        _pad_aligned(module, windows)
+        pad_aligned(module, windows)
         check_cells(module, top, size=_WHOLE_PX, covering=True, even=windows)
         try:
             check_cells(module, top, size=_ODD_PX, covering=True, even=windows)
@@ -107,7 +107,7 @@ def make_trunk(
     layer = module.get_submodule(str(last.target))
     output.args = ((top, *taps),)
     if not any_size:
-        _pad_to_multiple(module, grids[top].stride)
+        pad_to_multiple(module, grids[top].stride)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -127,110 +127,6 @@ def _top_level(channels: int, grid: Grid, last: nn.Module) -> Level:
     padding = last.padding[0] if isinstance(last.padding, tuple) else 0
     made = grid.slid(kernel, stride=1, padding=padding, dilation=dilation)
     return Level(channels, made, kernel, padding, dilation)
-
-
-def _pad_as_in_paper(module: fx.GraphModule) -> None:
-    """Pad the image, and nothing else than the classifier did; Caffe's pools round up."""
-    first = first_convolution(module)
-    if first is not None:
-        first.padding = (PAPER_PADDING_PX, PAPER_PADDING_PX)
-    for layer in _pools(module):
-        layer.ceil_mode = True
-    for node in module.graph.nodes:
-        own, window = layer_of(module, node), sliding_of(module, node)
-        if isinstance(own, nn.Conv2d) and own is not first and _leaves_out(window):
-            raise UnsupportedModelError(
-                f"{describe(module, node)} pads by {own.padding}, and leaves out cells where its "
-                f"stride does not divide their number; expected half of its kernel "
-                f"{own.kernel_size}, so that there are enough to crop.",
-                hint="Use the geometry 'aligned', or pad the layer by half of its kernel.",
-            )
-
-
-def _leaves_out(window: Sliding | None) -> bool:
-    """Say whether a window of stride s may make less than n / s cells of n."""
-    if window is None or window.stride is None or window.padding is None:
-        return False
-    kernel, dilation = window.kernel or (1, 1), window.dilation or (1, 1)
-    axes = zip(kernel, window.stride, window.padding, dilation, strict=True)
-    return any(step > 1 and 2 * pad < spread * (size - 1) for size, step, pad, spread in axes)
-
-
-def _pad_to_multiple(module: fx.GraphModule, multiple: int) -> None:
-    """Let the image be padded first: windows of an even side leave out what is left over."""
-    (image,) = (node for node in module.graph.nodes if node.op == "placeholder")
-    module.add_submodule("pad_to_multiple", PadToMultiple(multiple))
-    with module.graph.inserting_after(image):
-        padded = module.graph.call_module("pad_to_multiple", (image,))
-    image.replace_all_uses_with(padded, delete_user_cb=lambda user: user is not padded)
-
-
-def _pad_aligned(module: fx.GraphModule, windows: Collection[fx.Node]) -> None:
-    """Let each layer of stride s make ceil(n / s) cells of n, the first one near the border.
-
-    Args:
-        windows: the layers that see a window of the features.
-    """
-    for layer in (x for x in module.modules() if isinstance(x, nn.Conv2d)):
-        layer.padding = _half_kernel(layer.kernel_size, layer.dilation, layer.padding)
-    for pool in _pools(module):
-        kernel = _pair(pool.kernel_size)
-        pool.padding = _half_kernel(kernel, (1, 1), pool.padding)
-        pool.ceil_mode = kernel[0] % 2 == 0  # an even window has no middle cell to pad around
-    for node in windows:
-        seeing, window = module.get_submodule(str(node.target)), sliding_of(module, node)
-        if window is None or window.kernel is None or window.dilation is None:
-            continue
-        # a window of an even side, as AlexNet's of six, then gives one cell more
-        rows, columns = (
-            (spread * (size - 1) + 1) // 2
-            for size, spread in zip(window.kernel, window.dilation, strict=True)
-        )
-        if isinstance(seeing, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-            seeing.padding = rows, columns
-        if isinstance(seeing, nn.AvgPool2d):
-            seeing.count_include_pad = False
-
-
-def _pools(module: fx.GraphModule) -> list[nn.MaxPool2d | nn.AvgPool2d]:
-    """Give the pools as layers; those that are written as functions become layers first."""
-    for node in module.graph.nodes:
-        if node.op != "call_function" or operation(node) not in ("max_pool2d", "avg_pool2d"):
-            continue
-        if len(node.all_input_nodes) > 1:  # its window is computed: find_grids names it
-            continue
-        layer: nn.MaxPool2d | nn.AvgPool2d
-        kernel, stride = argument(node, "kernel_size", 1), argument(node, "stride", 2) or None
-        padding = argument(node, "padding", 3, 0)
-        if operation(node) == "max_pool2d":
-            layer = nn.MaxPool2d(kernel, stride, padding, argument(node, "dilation", 4, 1))
-        else:
-            layer = nn.AvgPool2d(
-                kernel,
-                stride,
-                padding,
-                count_include_pad=argument(node, "count_include_pad", 5, True),
-                divisor_override=argument(node, "divisor_override", 6),
-            )
-        name = f"{node.name}_layer"
-        module.add_submodule(name, layer)
-        node.op, node.target = "call_module", name
-        node.args, node.kwargs = (node.all_input_nodes[0],), {}
-    return [x for x in module.modules() if isinstance(x, nn.MaxPool2d | nn.AvgPool2d)]
-
-
-def _half_kernel(
-    kernel: tuple[int, ...], dilation: tuple[int, ...], padding: Any
-) -> tuple[int, int]:
-    """Give half of an odd window; the padding of an even one is left as it is."""
-    if any(size % 2 == 0 for size in kernel):
-        return _pair(padding)
-    half = [spread * (size // 2) for size, spread in zip(kernel, dilation, strict=True)]
-    return half[0], half[1]
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value[0], value[1]) if isinstance(value, tuple | list) else (value, value)
 
 
 def _taps(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
-from typing import Literal
 
 from torch import fx, nn
 
+from fcn_export.models.flattening import REDUCTIONS, Flattening, Pooling
 from fcn_export.models.nodes import (
     axes_of,
     describe,
@@ -20,18 +19,11 @@ from fcn_export.models.nodes import (
 from fcn_export.models.tracing import unsupported
 
 __all__ = [
-    "FLATTENING",
-    "Flattening",
     "Window",
     "as_2d",
     "as_convolution",
     "open_window",
-    "read_flattening",
 ]
-
-FLATTENING = ("flatten", "view", "reshape", "squeeze", "getitem")
-
-Pooling = Literal["average", "max"]
 
 _ADAPTIVE_LAYERS: dict[type[nn.Module], Pooling] = {
     nn.AdaptiveAvgPool2d: "average",
@@ -39,7 +31,6 @@ _ADAPTIVE_LAYERS: dict[type[nn.Module], Pooling] = {
 }
 _ADAPTIVE: dict[str, Pooling] = {"adaptive_avg_pool2d": "average", "adaptive_max_pool2d": "max"}
 _FIXED: dict[str, Pooling] = {"avg_pool2d": "average", "max_pool2d": "max"}
-_REDUCTIONS: dict[str, Pooling] = {"mean": "average", "amax": "max"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,49 +40,6 @@ class Window:
     channels: int
     size: tuple[int, int] = (1, 1)
     spacing: tuple[int, int] = (1, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Flattening:
-    """What a vector is made of.
-
-    Attributes:
-        source: the features [N, C, h, w].
-        pooling: how the vector [N, C] sums up all cells; None where it is [N, C * h * w].
-    """
-
-    source: fx.Node
-    pooling: Pooling | None
-
-
-def read_flattening(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]) -> Flattening | None:
-    """Say what features a node makes a vector of, in one step or two; None where it does not."""
-    steps = [node]
-    if len(shapes.get(node, ())) != 2:
-        return None
-    while True:
-        source = steps[-1].args[0] if steps[-1].args else None
-        if not isinstance(source, fx.Node) or len(shapes.get(source, ())) not in (3, 4):
-            return None
-        if len(shapes[source]) == 4:
-            break
-        steps.append(source)
-    channels, height, width = shapes[source][1:]
-    poolings = set()
-    for step in steps:
-        given, made = shapes[step.all_input_nodes[0]], shapes[step]
-        pooling = _REDUCTIONS.get(operation(step))
-        if pooling is not None and min(axes_of(step, len(given)), default=0) >= 2:
-            poolings.add(pooling)
-        elif operation(step) not in FLATTENING or given[0] != made[0] or prod(given) != prod(made):
-            return None
-        if len(made) == 3 and made[1] != channels:
-            return None
-    if not poolings or (height, width) == (1, 1):
-        return Flattening(source, None)
-    if len(poolings) > 1 or shapes[node][1] != channels:
-        return None
-    return Flattening(source, poolings.pop())
 
 
 def open_window(
@@ -172,8 +120,8 @@ def _pooled_by(
         adaptive = pooling if isinstance(layer, kind) else adaptive
     if adaptive is not None or shapes[node][2:] != (1, 1):
         return adaptive
-    if name in _REDUCTIONS:
-        return _REDUCTIONS[name] if axes_of(node, 4) == (2, 3) else None
+    if name in REDUCTIONS:
+        return REDUCTIONS[name] if axes_of(node, 4) == (2, 3) else None
     fixed = "average" if isinstance(layer, nn.AvgPool2d) else _FIXED.get(name)
     sliding = sliding_of(module, node)
     if fixed is None or sliding is None:
