@@ -67,6 +67,10 @@ HEADS: dict[str, tuple[Head, int]] = {
     "maximum of the features' size": (lambda _, x: F.max_pool2d(x, x.size()[2:]).flatten(1), 4),
     "generalised mean": (lambda _, x: _generalised_mean(x).flatten(1), 4),
     "fixed window over all": (lambda _, x: F.avg_pool2d(x, 8).view(-1, 4), 4),
+    "flat in two steps": (
+        lambda _, x: (y := _average(x).flatten(1)).view(x.size(0), y.size(1)),
+        4,
+    ),
     "squeezed twice": (lambda _, x: _average(x).squeeze(-1).squeeze(-1), 4),
     "indexed": (lambda _, x: _average(x)[:, :, 0, 0], 4),
 }
@@ -177,20 +181,29 @@ def test_an_fcn_is_not_made_of_what_stands_for_the_whole_image() -> None:
 class Gated(nn.Module):
     """Squeeze and excitation: what the whole image says weighs the channels of each cell."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        self.pool = pool
         self.stem = nn.Conv2d(3, 4, 3, stride=8, padding=1)
         self.gate = nn.Conv2d(4, 4, 1)
         self.fc = nn.Linear(4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        x = x * torch.sigmoid(self.gate(self.pool(x)))
         return cast(Tensor, self.fc(x.mean((2, 3))))
 
 
-def test_a_gate_of_the_whole_image_stays_as_it_is() -> None:
-    classifier = seeded(Gated)
+@pytest.mark.parametrize(
+    "pool",
+    [
+        _average,
+        lambda x: x.mean((2, 3), keepdim=True),
+        lambda x: F.avg_pool2d(x, x.size()[2:]),
+    ],
+)
+def test_a_gate_of_the_whole_image_stays_as_it_is(pool: Callable[[Tensor], Tensor]) -> None:
+    classifier = seeded(Gated, pool)
 
     assert convolutionalize(classifier, input_size=(32, 32))(torch.ones(1, 3, 48, 40)).shape == (
         *(1, 5, 3, 2),
@@ -198,6 +211,22 @@ def test_a_gate_of_the_whole_image_stays_as_it_is() -> None:
     assert FCN(classifier, "8s", 2, input_size=(32, 32))(torch.ones(1, 3, 37, 41)).shape == (
         *(1, 2, 37, 41),
     )
+
+
+class GatedByLinear(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        gate = self.fc(_average(x).view(x.size(0), -1)).view(x.size(0), 4, 1, 1)
+        return cast(Tensor, self.fc((x * gate).mean((2, 3))))
+
+
+def test_a_gate_of_linear_layers_is_refused_by_name() -> None:
+    classifier = GatedByLinear(_average)
+    classifier.fc = nn.Linear(4, 4)
+
+    for make in (convolutionalize, FCN):
+        with pytest.raises(UnsupportedModelError, match="view 'view_1' reads flattened features"):
+            make(classifier)
 
 
 class Dropping(nn.Module):

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fcn_export.foreign_errors import first_line
 from fcn_export.models.nodes import Sliding, describe, sliding_of
-from fcn_export.models.tracing import ShapeRecorder, first_convolution, unsupported
+from fcn_export.models.tracing import HINT_POOL, ShapeRecorder, first_convolution, unsupported
 
 __all__ = ["check_cells"]
 
@@ -73,8 +73,10 @@ def check_cells(
                 hint=_HINT,
             )
     if top in pooled:
+        pool = describe(module, pooled[top])
         raise unsupported(
-            f"{describe(module, pooled[top])} makes one cell of the whole image, and does not slide"
+            f"{pool} makes one cell of the whole image, and does not slide",
+            hint=HINT_POOL,
         )
 
 

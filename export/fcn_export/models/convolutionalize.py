@@ -26,7 +26,7 @@ from fcn_export.models.nodes import (
     layer_of,
     operation,
 )
-from fcn_export.models.tracing import ShapeRecorder, trace_with_shapes, unsupported
+from fcn_export.models.tracing import HINT_POOL, ShapeRecorder, trace_with_shapes, unsupported
 from fcn_export.models.windows import (
     Window,
     as_2d,
@@ -113,7 +113,8 @@ def convert(
             node.replace_all_uses_with(opened[flattening])
             module.graph.erase_node(node)
             continue
-        if node.op != "output" and any(one in windows for one in node.all_input_nodes):
+        # a size stays as it is: the number of images is that of the features
+        if node in shapes and node.op != "output" and windows.keys() & node.all_input_nodes:
             windows[node] = _converted(conversion, node, windows)
         elif is_linear(module, node):
             source = node.all_input_nodes[0]
@@ -137,7 +138,8 @@ def convert(
 def _converted(conversion: Conversion, node: fx.Node, windows: dict[fx.Node, Window]) -> Window:
     """Convert a node that reads what was a vector."""
     module = conversion.module
-    read = [windows.get(one) for one in node.all_input_nodes]
+    tensors = windows.keys() | conversion.shapes.keys()
+    read = [windows.get(one) for one in node.all_input_nodes if one in tensors]
     known = [window for window in read if window is not None]
     window, layer = known[0], layer_of(module, node)
     if isinstance(layer, nn.Linear) and len(read) == 1:
@@ -152,15 +154,15 @@ def _converted(conversion: Conversion, node: fx.Node, windows: dict[fx.Node, Win
         return window
     if is_elementwise(module, node) and len(known) == len(read) and len(set(known)) == 1:
         return window
-    if all(one == Window(one.channels) for one in known) and len(known) == len(read):
-        if join_by_channels(module, node, rank=len(conversion.shapes[node])):
-            return Window(conversion.shapes[node][1])
-        if operation(node) in FLATTENING and conversion.shapes[node] == conversion.shapes.get(
-            node.all_input_nodes[0]
-        ):
-            node.op, node.target = "call_function", _unchanged
-            node.args, node.kwargs = (node.all_input_nodes[0],), {}
-            return window
+    shape = conversion.shapes[node]
+    single_cells = len(known) == len(read) and all(one == Window(one.channels) for one in known)
+    if single_cells and join_by_channels(module, node, rank=len(shape)):
+        return Window(shape[1])
+    vector = (window.channels * window.size[0] * window.size[1],)
+    if operation(node) in FLATTENING and shape[1:] == vector and len(known) == 1:
+        node.op, node.target = "call_function", _unchanged
+        node.args, node.kwargs = (node.all_input_nodes[0],), {}
+        return window
     raise unsupported(f"{describe(module, node)} reads flattened features")
 
 
@@ -201,7 +203,7 @@ def _check(classifier: nn.Module, conversion: Conversion, input_size: tuple[int,
         raise unsupported(
             f"{describe(module, bound)} makes {height}x{width} cells of a larger image, too, and "
             "does not slide",
-            hint="Between pooling and flatten, use layers that see one cell, such as Conv2d(1x1).",
+            hint=HINT_POOL,
         )
 
 

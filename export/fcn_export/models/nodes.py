@@ -95,6 +95,8 @@ def sliding_of(module: fx.GraphModule, node: fx.Node) -> Sliding | None:
         kernel, stride, padding = layer.kernel_size, layer.stride, layer.padding
         return Sliding(*map(_pair, (kernel, stride, padding, getattr(layer, "dilation", 1))))
     if node.op == "call_function" and name in ("max_pool2d", "avg_pool2d"):
+        if len(node.all_input_nodes) > 1:  # its window is computed, from the map's size mostly
+            return None
         kernel = argument(node, "kernel_size", 1)
         stride = argument(node, "stride", 2) or kernel
         padding = argument(node, "padding", 3, 0)

@@ -103,7 +103,7 @@ def _pools(module: fx.GraphModule) -> list[nn.MaxPool2d | nn.AvgPool2d]:
     for node in module.graph.nodes:
         if node.op != "call_function" or operation(node) not in ("max_pool2d", "avg_pool2d"):
             continue
-        if len(node.all_input_nodes) > 1:  # its window is computed: find_grids names it
+        if sliding_of(module, node) is None:
             continue
         layer: nn.MaxPool2d | nn.AvgPool2d
         kernel, stride = argument(node, "kernel_size", 1), argument(node, "stride", 2) or None

@@ -12,12 +12,14 @@ from fcn_deploy.errors import UnsupportedModelError
 from fcn_export.foreign_errors import first_line
 from fcn_export.models.nodes import argument, describe, layer_of, operation
 
-__all__ = ["ShapeRecorder", "first_convolution", "trace_with_shapes", "unsupported"]
+__all__ = ["HINT_POOL", "ShapeRecorder", "first_convolution", "trace_with_shapes", "unsupported"]
 
 _HINT = (
     "A classifier must be a convolutional trunk, pooling, flatten and linear layers, "
     "with elementwise layers between them."
 )
+
+HINT_POOL = "Between pooling and flatten, use layers that see one cell, such as Conv2d(1x1)."
 
 # calls that drop in training alone: the trace, made in evaluation mode, would never drop
 _DROPOUTS: dict[str, type[nn.Module]] = {

@@ -125,9 +125,7 @@ def _pooled_by(
     fixed = "average" if isinstance(layer, nn.AvgPool2d) else _FIXED.get(name)
     sliding = sliding_of(module, node)
     if fixed is None or sliding is None:
-        return None
-    if len(node.all_input_nodes) > 1:  # its window is computed from the features' size
-        return fixed
+        return fixed  # without a window of its own, it has that of the features' size
     # a max pool over all that is left is a stage of the trunk, as VGG's last one on small images
     covers = sliding.kernel == shapes[node.all_input_nodes[0]][2:] and sliding.padding == (0, 0)
     return fixed if covers and fixed == "average" else None
