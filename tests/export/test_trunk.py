@@ -204,3 +204,14 @@ def test_a_layer_whose_cells_are_not_known_is_named(name: str) -> None:
 
     with pytest.raises(UnsupportedModelError, match=message):
         FCN(classifier, "8s", 3)
+
+
+def test_a_finer_variant_pads_as_the_coarser_one_does() -> None:
+    coarse = with_scores(seeded(FCN, EVEN["patches"], "16s", 3))
+    image = torch.randn(1, 3, 65, 99, generator=torch.Generator().manual_seed(1))
+
+    fine = FCN.from_coarser(coarse)
+
+    # sums of the same products, in another order
+    with torch.no_grad():
+        torch.testing.assert_close(fine(image), coarse(image), atol=1e-5, rtol=0)
