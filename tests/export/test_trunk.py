@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcn_deploy.errors import UnsupportedModelError
+from fcn_deploy.preprocess import default_preprocess
+from fcn_export.frame_network import FrameNetwork
+from fcn_export.graph import trace
+from fcn_export.graph_spec import GraphSpec
 from fcn_export.models.backbones import BACKBONE_NAMES, Backbone
 from fcn_export.models.fcn import FCN, VARIANTS, Geometry, Variant
 from fcn_export.models.padding import PadToMultiple
@@ -215,3 +220,23 @@ def test_a_finer_variant_pads_as_the_coarser_one_does() -> None:
     # sums of the same products, in another order
     with torch.no_grad():
         torch.testing.assert_close(fine(image), coarse(image), atol=1e-5, rtol=0)
+
+
+def test_the_graph_pads_images_of_every_size(rng: np.random.Generator) -> None:
+    import onnxruntime
+
+    model = with_scores(seeded(FCN, EVEN["patches"], "8s", 3))
+    spec = GraphSpec(default_preprocess(), 3, head="scores", upsample=False, min_size=(64, 64))
+
+    graph = trace(model, spec)
+
+    assert graph.fixed == ()
+    session = onnxruntime.InferenceSession(graph.model.SerializeToString())
+    for size in ((64, 97), (131, 77), (160, 128)):
+        frames = rng.integers(0, 256, (1, *size, 3), np.uint8)
+        (found,) = session.run(None, {"image": frames})
+        with torch.no_grad():
+            expected = cast(Tensor, FrameNetwork(model, spec)(torch.from_numpy(frames)))
+        # float32, summed in another order
+        scale = float(expected.abs().max())
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-4 * scale, rtol=0)
