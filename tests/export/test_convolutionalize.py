@@ -138,6 +138,9 @@ def test_pooling_of_several_cells_slides_over_the_features(way: str) -> None:
 
 def test_the_classifier_is_left_as_it_was() -> None:
     classifier = seeded(Unpadded).train()
+    classifier.norm.eval()
+    classifier.fc1.weight.requires_grad_(False)
+    modes = {name: layer.training for name, layer in classifier.named_modules()}
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
 
     converted = convolutionalize(classifier, input_size=(28, 32))
@@ -145,7 +148,8 @@ def test_the_classifier_is_left_as_it_was() -> None:
         for parameter in converted.parameters():
             parameter.zero_()
 
-    assert classifier.training
+    assert {name: layer.training for name, layer in classifier.named_modules()} == modes
+    assert not converted.get_parameter("fc1.weight").requires_grad
     assert all(torch.equal(value, before[key]) for key, value in classifier.state_dict().items())
 
 

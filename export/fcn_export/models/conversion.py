@@ -9,12 +9,15 @@ for Semantic Segmentation, CVPR 2015, section 3.1).
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
 
 from fcn_export.foreign_errors import first_line
+from fcn_export.models.flattening import FLATTENING, Flattening, read_flattening
 from fcn_export.models.nodes import (
     describe,
     is_elementwise,
@@ -23,18 +26,18 @@ from fcn_export.models.nodes import (
     layer_of,
     operation,
 )
-from fcn_export.models.tracing import ShapeRecorder, trace_with_shapes, unsupported
+from fcn_export.models.tracing import HINT_POOL, ShapeRecorder, trace_with_shapes, unsupported
 from fcn_export.models.windows import (
-    FLATTENING,
     Window,
     as_2d,
     as_convolution,
-    flattens,
     open_window,
 )
 
 __all__ = ["Conversion", "convert", "convolutionalize"]
 
+# how much larger the image is that must have more scores: a stride of 64 px is the largest
+_MORE_PX = (67, 99)
 # of the largest score: convolutions sum in another order than matrix products
 _ROUNDING = 1e-3
 
@@ -47,11 +50,13 @@ class Conversion:
         module: takes images, gives a map of scores.
         shapes: of each node's output at the classifier's own size, before the conversion.
         convolved: nodes of linear layers that are convolutions now, in order.
+        sliding: nodes of pools that slide now in steps of one cell.
     """
 
     module: fx.GraphModule
     shapes: dict[fx.Node, tuple[int, ...]]
     convolved: list[fx.Node] = field(default_factory=list)
+    sliding: list[fx.Node] = field(default_factory=list)
 
 
 def convolutionalize(
@@ -69,7 +74,8 @@ def convolutionalize(
         A module with copies of the weights, under the same names. It takes images of `input_size`
         and larger, and gives scores [N, classes, h, w]: [N, classes, 1, 1] at `input_size`, where
         they are the classifier's to float rounding, and one for each place of that window on a
-        larger image, in steps of the trunk's stride. It is in evaluation mode.
+        larger image, in steps of the trunk's stride: pooling over all of the features slides. It
+        is in evaluation mode, and dropout that was called as a function is a layer.
 
     Raises:
         UnsupportedModelError: a layer cannot be converted; it is named.
@@ -94,19 +100,27 @@ def convert(
     module, shapes = trace_with_shapes(classifier, input_size)
     conversion = Conversion(module, shapes)
     windows: dict[fx.Node, Window] = {}
+    opened: dict[Flattening, fx.Node] = {}
     for node in list(module.graph.nodes):
-        if flattens(node, shapes):
-            features, window = open_window(module, node, shapes, keep_pool=keep_pool)
-            windows[features] = window
-            node.replace_all_uses_with(features)
+        flattening = read_flattening(node, shapes)
+        if flattening is not None:
+            if flattening not in opened:
+                features, window, pools = open_window(
+                    module, node, flattening, shapes, keep_pool=keep_pool
+                )
+                windows[features], opened[flattening] = window, features
+                conversion.sliding.extend(pools)
+            node.replace_all_uses_with(opened[flattening])
             module.graph.erase_node(node)
             continue
-        if node.op != "output" and any(one in windows for one in node.all_input_nodes):
+        # a size stays as it is: the number of images is that of the features
+        if node in shapes and node.op != "output" and windows.keys() & node.all_input_nodes:
             windows[node] = _converted(conversion, node, windows)
         elif is_linear(module, node):
+            source = node.all_input_nodes[0]
             raise unsupported(
                 f"{describe(module, node)} does not read flattened features, but "
-                f"{list(shapes[node.all_input_nodes[0]])}"
+                f"{list(shapes.get(source, ()))} that {describe(module, source)} makes"
             )
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     if not isinstance(output.args[0], fx.Node) or output.args[0] not in windows:
@@ -124,7 +138,8 @@ def convert(
 def _converted(conversion: Conversion, node: fx.Node, windows: dict[fx.Node, Window]) -> Window:
     """Convert a node that reads what was a vector."""
     module = conversion.module
-    read = [windows.get(one) for one in node.all_input_nodes]
+    tensors = windows.keys() | conversion.shapes.keys()
+    read = [windows.get(one) for one in node.all_input_nodes if one in tensors]
     known = [window for window in read if window is not None]
     window, layer = known[0], layer_of(module, node)
     if isinstance(layer, nn.Linear) and len(read) == 1:
@@ -139,15 +154,15 @@ def _converted(conversion: Conversion, node: fx.Node, windows: dict[fx.Node, Win
         return window
     if is_elementwise(module, node) and len(known) == len(read) and len(set(known)) == 1:
         return window
-    if all(one == Window(one.channels) for one in known) and len(known) == len(read):
-        if join_by_channels(module, node, rank=len(conversion.shapes[node])):
-            return Window(conversion.shapes[node][1])
-        if operation(node) in FLATTENING and conversion.shapes[node] == conversion.shapes.get(
-            node.all_input_nodes[0]
-        ):
-            node.op, node.target = "call_function", _unchanged
-            node.args, node.kwargs = (node.all_input_nodes[0],), {}
-            return window
+    shape = conversion.shapes[node]
+    single_cells = len(known) == len(read) and all(one == Window(one.channels) for one in known)
+    if single_cells and join_by_channels(module, node, rank=len(shape)):
+        return Window(shape[1])
+    vector = (window.channels * window.size[0] * window.size[1],)
+    if operation(node) in FLATTENING and shape[1:] == vector and len(known) == 1:
+        node.op, node.target = "call_function", _unchanged
+        node.args, node.kwargs = (node.all_input_nodes[0],), {}
+        return window
     raise unsupported(f"{describe(module, node)} reads flattened features")
 
 
@@ -162,26 +177,49 @@ def _check(classifier: nn.Module, conversion: Conversion, input_size: tuple[int,
     Raises:
         UnsupportedModelError: the scores differ, or the size is not free.
     """
-    image = torch.zeros(1, next(iter(conversion.shapes.values()))[1], *input_size)
+    module = conversion.module
+    channels = next(iter(conversion.shapes.values()))[1]
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(image.shape, generator=generator)
-    was_training = classifier.training
-    recorder = ShapeRecorder(conversion.module)
+    image = torch.randn(1, channels, *input_size, generator=generator)
+    small, large = ShapeRecorder(module), ShapeRecorder(module)
     with torch.no_grad():
-        expected = classifier.eval()(image)
-        classifier.train(was_training)
-        found = conversion.module(image)
+        expected = copy.deepcopy(classifier).eval()(image)
+        found = small.run(image)
+        if found.shape[2:] != (1, 1):
+            raise unsupported(f"converted, it gives scores {list(found.shape)} at its own size")
         difference = float((found.flatten(1) - expected).abs().max())
-        if found.shape[2:] != (1, 1) or difference > _ROUNDING * max(
-            1.0, float(expected.abs().max())
-        ):
-            raise unsupported(
-                f"converted, it gives scores {list(found.shape)} that differ by {difference:.2g}"
-            )
+        if not difference <= _ROUNDING * max(1.0, float(expected.abs().max())):
+            raise unsupported(f"converted, it gives scores that differ by {difference:.2g}")
         try:
-            recorder.run(nn.functional.pad(image, (0, 67, 0, 35)))
+            large.run(nn.functional.pad(image, (0, _MORE_PX[1], 0, _MORE_PX[0])))
         except Exception as exc:  # the user's layers may raise anything
             raise unsupported(
-                f"{describe(conversion.module, recorder.current)} is bound to "
+                f"{describe(module, large.current)} is bound to "
                 f"{input_size[0]}x{input_size[1]}: {first_line(exc)}"
             ) from exc
+    bound = _bound_by(module, small.shapes, large.shapes)
+    if bound is not None:
+        height, width = large.shapes[bound][2:]
+        raise unsupported(
+            f"{describe(module, bound)} makes {height}x{width} cells of a larger image, too, and "
+            "does not slide",
+            hint=HINT_POOL,
+        )
+
+
+def _bound_by(
+    module: fx.GraphModule,
+    small: Mapping[fx.Node, tuple[int, ...]],
+    large: Mapping[fx.Node, tuple[int, ...]],
+) -> fx.Node | None:
+    """Give the node for whose sake a larger image has no more scores; None where it has."""
+
+    def is_bound(node: fx.Node) -> bool:
+        given, made = small.get(node, ()), large.get(node, ())
+        return len(given) == len(made) == 4 and (given[2] == made[2] or given[3] == made[3])
+
+    bound = None
+    (node,) = (node for node in module.graph.nodes if node.op == "output")
+    while (earlier := next(filter(is_bound, node.all_input_nodes), None)) is not None:
+        bound = node = earlier
+    return bound

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx, nn
 
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_export.models.nodes import argument, describe, layer_of, operation
+from fcn_export.models.nodes import Sliding, describe, layer_of, operation, sliding_of
 
 __all__ = ["Grid", "find_grids"]
-
-_SLIDING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,8 @@ def find_grids(module: fx.GraphModule) -> Mapping[fx.Node, Grid]:
     """Follow a network of convolutions and pools from its image on.
 
     Raises:
-        UnsupportedModelError: a window is not square, or branches meet that are not aligned.
+        UnsupportedModelError: a window is not square, a convolution does not pad with zeros or is
+            no layer, or branches meet that are not aligned.
     """
     grids: dict[fx.Node, Grid] = {}
     for node in module.graph.nodes:
@@ -58,18 +56,20 @@ def find_grids(module: fx.GraphModule) -> Mapping[fx.Node, Grid]:
 
 
 def _follow(module: fx.GraphModule, node: fx.Node, read: list[Grid]) -> Grid:
-    layer = layer_of(module, node)
-    if isinstance(layer, _SLIDING):
-        dilation = getattr(layer, "dilation", 1)
-        return _slid(
-            module, node, read[0], layer.kernel_size, layer.stride, layer.padding, dilation
+    layer, sliding = layer_of(module, node), sliding_of(module, node)
+    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+        raise UnsupportedModelError(
+            f"{describe(module, node)} pads in the mode '{layer.padding_mode}'; expected 'zeros', "
+            "by as much as each size of image needs.",
+            hint="Set its padding_mode to 'zeros' and train a little more.",
         )
-    if node.op == "call_function" and operation(node) in ("max_pool2d", "avg_pool2d"):
-        kernel = argument(node, "kernel_size", 1)
-        stride = argument(node, "stride", 2) or kernel
-        padding = argument(node, "padding", 3, 0)
-        dilation = argument(node, "dilation", 4, 1) if "max" in operation(node) else 1
-        return _slid(module, node, read[0], kernel, stride, padding, dilation)
+    if node.op == "call_function" and operation(node) == "conv2d":
+        raise UnsupportedModelError(
+            f"{describe(module, node)} is a call of a function; expected a layer.",
+            hint="Write it as nn.Conv2d, or as a class derived from it that keeps its forward.",
+        )
+    if sliding is not None:
+        return _slid(module, node, read[0], sliding)
     if len({(grid.stride, grid.offset) for grid in read}) > 1:
         found = ", ".join(f"stride {grid.stride} from pixel {grid.offset:g} on" for grid in read)
         raise UnsupportedModelError(
@@ -79,16 +79,11 @@ def _follow(module: fx.GraphModule, node: fx.Node, read: list[Grid]) -> Grid:
     return max(read, key=lambda grid: grid.receptive_field)
 
 
-def _slid(
-    module: fx.GraphModule,
-    node: fx.Node,
-    grid: Grid,
-    kernel: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-) -> Grid:
-    sides = [_square(value) for value in (kernel, stride, padding, dilation)]
+def _slid(module: fx.GraphModule, node: fx.Node, grid: Grid, window: Sliding) -> Grid:
+    sides = [
+        None if pair is None or pair[0] != pair[1] else pair[0]
+        for pair in (window.kernel, window.stride, window.padding, window.dilation)
+    ]
     if None in sides:
         raise UnsupportedModelError(
             f"{describe(module, node)} has a window that is not square, or a padding that is not "
@@ -97,9 +92,3 @@ def _slid(
         )
     size, step, pad, spread = (side or 0 for side in sides)
     return grid.slid(size, stride=step, padding=pad, dilation=spread)
-
-
-def _square(value: Any) -> int | None:
-    if isinstance(value, tuple | list) and len(set(value)) == 1:
-        value = value[0]
-    return value if isinstance(value, int) else None

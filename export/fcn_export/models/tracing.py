@@ -10,14 +10,26 @@ from torch import fx, nn
 
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_export.foreign_errors import first_line
-from fcn_export.models.nodes import describe
+from fcn_export.models.nodes import argument, describe, layer_of, operation
 
-__all__ = ["ShapeRecorder", "trace_with_shapes", "unsupported"]
+__all__ = ["HINT_POOL", "ShapeRecorder", "first_convolution", "trace_with_shapes", "unsupported"]
 
 _HINT = (
     "A classifier must be a convolutional trunk, pooling, flatten and linear layers, "
     "with elementwise layers between them."
 )
+
+HINT_POOL = "Between pooling and flatten, use layers that see one cell, such as Conv2d(1x1)."
+
+# calls that drop in training alone: the trace, made in evaluation mode, would never drop
+_DROPOUTS: dict[str, type[nn.Module]] = {
+    "dropout": nn.Dropout,
+    "dropout1d": nn.Dropout1d,
+    "dropout2d": nn.Dropout2d,
+    "alpha_dropout": nn.AlphaDropout,
+}
+# layers of torchvision and timm that do the same to whole branches
+_DROPPING_LAYERS = ("StochasticDepth", "DropPath")
 
 
 def trace_with_shapes(
@@ -29,21 +41,22 @@ def trace_with_shapes(
         input_size: (height, width) in px.
 
     Returns:
-        The copy in evaluation mode, and the shape of each node's output.
+        The copy in evaluation mode, with dropout as layers, and the shape of each node's output.
 
     Raises:
         UnsupportedModelError: it cannot be traced, has no Conv2d, or fails at this size.
     """
     own = copy.deepcopy(classifier).eval()
     try:
-        module = fx.symbolic_trace(own)
+        module = fx.GraphModule(own, _Tracer().trace(own), type(own).__name__)
     except Exception as exc:  # the trace runs the user's code, which may raise anything
         raise unsupported(
             f"torch.fx cannot trace it: {type(exc).__name__}: {first_line(exc)}"
         ) from exc
-    first = next((x for x in own.modules() if isinstance(x, nn.Conv2d)), None)
+    first = first_convolution(module)
     if first is None:
         raise unsupported("it has no Conv2d")
+    _make_dropout_layers(module)
     recorder = ShapeRecorder(module)
     image = torch.zeros(2, first.in_channels, *input_size, device=first.weight.device)
     try:
@@ -55,6 +68,38 @@ def trace_with_shapes(
             f"{first_line(exc)}"
         ) from exc
     return module, recorder.shapes
+
+
+def first_convolution(module: fx.GraphModule) -> nn.Conv2d | None:
+    """Give the convolution that runs first; None where there is none."""
+    layers = (layer_of(module, node) for node in module.graph.nodes)
+    return next((layer for layer in layers if isinstance(layer, nn.Conv2d)), None)
+
+
+class _Tracer(fx.Tracer):
+    """Keeps a layer whole whose class is derived from one of PyTorch's and computes as that."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if super().is_leaf_module(m, module_qualified_name):
+            return True
+        if type(m).__name__ in _DROPPING_LAYERS:
+            return True
+        if isinstance(m, nn.Conv2d) and type(m)._conv_forward is not nn.Conv2d._conv_forward:
+            return False
+        owner = next(one for one in type(m).__mro__ if "forward" in vars(one))
+        return owner.__module__.startswith("torch.nn.") and owner not in (nn.Module, nn.Sequential)
+
+
+def _make_dropout_layers(module: fx.GraphModule) -> None:
+    for node in module.graph.nodes:
+        kind = _DROPOUTS.get(operation(node)) if node.op == "call_function" else None
+        if kind is None or argument(node, "training", 2, True) is not False:
+            continue
+        name = f"{node.name}_layer"
+        module.add_submodule(name, kind(argument(node, "p", 1, 0.5)).eval())
+        node.op, node.target = "call_module", name
+        node.args, node.kwargs = (node.all_input_nodes[0],), {}
+    module.recompile()
 
 
 class ShapeRecorder(fx.Interpreter):
@@ -77,8 +122,8 @@ class ShapeRecorder(fx.Interpreter):
         return result
 
 
-def unsupported(reason: str) -> UnsupportedModelError:
+def unsupported(reason: str, *, hint: str = _HINT) -> UnsupportedModelError:
     """Give the error that says why a classifier cannot be converted."""
     return UnsupportedModelError(
-        f"the classifier cannot be made fully convolutional: {reason}.", hint=_HINT
+        f"the classifier cannot be made fully convolutional: {reason}.", hint=hint
     )

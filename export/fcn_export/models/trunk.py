@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx, nn
 
 from fcn_deploy.errors import UnsupportedModelError
+from fcn_export.models.cells import check_cells
 from fcn_export.models.conversion import convert
 from fcn_export.models.grid import Grid, find_grids
-from fcn_export.models.nodes import argument, operation
+from fcn_export.models.padding import (
+    PAPER_PADDING_PX,
+    pad_aligned,
+    pad_as_in_paper,
+    pad_to_multiple,
+)
 
 __all__ = ["PAPER_PADDING_PX", "Level", "Trunk", "make_trunk"]
 
 _FINEST_STRIDE = 8
-
-PAPER_PADDING_PX = 100
-"""The paper's networks pad the image by so much, so that none is too small for fc6's window."""
+# images that a trunk is tried with: strides up to 64 px divide the one, and leave one pixel more
+_WHOLE_PX, _ODD_PX = (128, 192), (129, 193)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +76,25 @@ def make_trunk(
         first_taps: skips leave from the first features of a stride, not from the last.
 
     Raises:
-        UnsupportedModelError: the classifier cannot be converted, or has several last layers.
+        UnsupportedModelError: the classifier cannot be converted, has several last layers, or has
+            layers whose cells do not cover an image of any size.
     """
     conversion = convert(classifier, input_size=input_size, keep_pool=False)
     module = conversion.module
-    if paper_padding:
-        _pad_as_in_paper(module)
-    else:
-        _pad_aligned(module, str(conversion.convolved[0].target))
     last = conversion.convolved[-1]
     top = last.all_input_nodes[0]
+    any_size = True
+    if paper_padding:
+        pad_as_in_paper(module)
+        check_cells(module, top, size=input_size, covering=False)
+    else:
+        windows = {*conversion.sliding, conversion.convolved[0]}
+        pad_aligned(module, windows)
+        check_cells(module, top, size=_WHOLE_PX, covering=True, even=windows)
+        try:
+            check_cells(module, top, size=_ODD_PX, covering=True, even=windows)
+        except UnsupportedModelError:
+            any_size = False
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     grids = find_grids(module)
     if output.args[0] is not last:
@@ -93,6 +106,8 @@ def make_trunk(
     taps = _taps(module, grids, top, first=first_taps)
     layer = module.get_submodule(str(last.target))
     output.args = ((top, *taps),)
+    if not any_size:
+        pad_to_multiple(module, grids[top].stride)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -112,67 +127,6 @@ def _top_level(channels: int, grid: Grid, last: nn.Module) -> Level:
     padding = last.padding[0] if isinstance(last.padding, tuple) else 0
     made = grid.slid(kernel, stride=1, padding=padding, dilation=dilation)
     return Level(channels, made, kernel, padding, dilation)
-
-
-def _pad_as_in_paper(module: fx.GraphModule) -> None:
-    """Pad the image, and nothing else than the classifier did; Caffe's pools round up."""
-    first = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
-    first.padding = (PAPER_PADDING_PX, PAPER_PADDING_PX)
-    for layer in _pools(module):
-        layer.ceil_mode = True
-
-
-def _pad_aligned(module: fx.GraphModule, window: str) -> None:
-    """Let each layer of stride s make ceil(n / s) cells of n, the first one near the border.
-
-    Args:
-        window: the layer that sees a window of the features.
-    """
-    for layer in (x for x in module.modules() if isinstance(x, nn.Conv2d)):
-        layer.padding = _half_kernel(layer.kernel_size, layer.dilation, layer.padding)
-    for pool in _pools(module):
-        kernel = _pair(pool.kernel_size)
-        pool.padding = _half_kernel(kernel, (1, 1), pool.padding)
-        pool.ceil_mode = kernel[0] % 2 == 0  # an even window has no middle cell to pad around
-    last = module.get_submodule(window)
-    if isinstance(last, nn.Conv2d):
-        # a window of an even side, as AlexNet's of six, then gives one cell more
-        last.padding = tuple(
-            spread * (size // 2)
-            for size, spread in zip(last.kernel_size, last.dilation, strict=True)
-        )
-
-
-def _pools(module: fx.GraphModule) -> list[nn.MaxPool2d | nn.AvgPool2d]:
-    """Give the pools as layers; those that are written as functions become layers first."""
-    for node in module.graph.nodes:
-        if node.op != "call_function" or operation(node) not in ("max_pool2d", "avg_pool2d"):
-            continue
-        kind = nn.MaxPool2d if operation(node) == "max_pool2d" else nn.AvgPool2d
-        layer = kind(
-            argument(node, "kernel_size", 1),
-            argument(node, "stride", 2) or None,
-            argument(node, "padding", 3, 0),
-        )
-        name = f"{node.name}_layer"
-        module.add_submodule(name, layer)
-        node.op, node.target = "call_module", name
-        node.args, node.kwargs = (node.all_input_nodes[0],), {}
-    return [x for x in module.modules() if isinstance(x, nn.MaxPool2d | nn.AvgPool2d)]
-
-
-def _half_kernel(
-    kernel: tuple[int, ...], dilation: tuple[int, ...], padding: Any
-) -> tuple[int, int]:
-    """Give half of an odd window; the padding of an even one is left as it is."""
-    if any(size % 2 == 0 for size in kernel):
-        return _pair(padding)
-    half = [spread * (size // 2) for size, spread in zip(kernel, dilation, strict=True)]
-    return half[0], half[1]
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value[0], value[1]) if isinstance(value, tuple | list) else (value, value)
 
 
 def _taps(

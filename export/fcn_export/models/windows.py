@@ -7,12 +7,30 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from fcn_export.models.nodes import axes_of, describe, is_elementwise, operation, pooled_by
+from fcn_export.models.flattening import REDUCTIONS, Flattening, Pooling
+from fcn_export.models.nodes import (
+    axes_of,
+    describe,
+    is_cellwise,
+    layer_of,
+    operation,
+    sliding_of,
+)
 from fcn_export.models.tracing import unsupported
 
-__all__ = ["FLATTENING", "Window", "as_2d", "as_convolution", "flattens", "open_window"]
+__all__ = [
+    "Window",
+    "as_2d",
+    "as_convolution",
+    "open_window",
+]
 
-FLATTENING = ("flatten", "view", "reshape", "squeeze")
+_ADAPTIVE_LAYERS: dict[type[nn.Module], Pooling] = {
+    nn.AdaptiveAvgPool2d: "average",
+    nn.AdaptiveMaxPool2d: "max",
+}
+_ADAPTIVE: dict[str, Pooling] = {"adaptive_avg_pool2d": "average", "adaptive_max_pool2d": "max"}
+_FIXED: dict[str, Pooling] = {"avg_pool2d": "average", "max_pool2d": "max"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,66 +42,93 @@ class Window:
     spacing: tuple[int, int] = (1, 1)
 
 
-def flattens(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]) -> bool:
-    """Say whether a node makes [N, C * h * w] of features [N, C, h, w].
-
-    A mean over height and width is such a node too.
-    """
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    given, made = shapes.get(node.args[0]), shapes.get(node)
-    if given is None or made is None or len(given) != 4 or len(made) != 2:
-        return False
-    name = operation(node)
-    flat = name in FLATTENING and made[1] == given[1] * given[2] * given[3]
-    mean = name == "mean" and made[1] == given[1] and axes_of(node) == (2, 3)
-    return flat or mean
-
-
 def open_window(
     module: fx.GraphModule,
     node: fx.Node,
+    flattening: Flattening,
     shapes: Mapping[fx.Node, tuple[int, ...]],
     *,
     keep_pool: bool,
-) -> tuple[fx.Node, Window]:
-    """Let the pooling before a flatten slide; give the features that take the flatten's place.
+) -> tuple[fx.Node, Window, list[fx.Node]]:
+    """Let the pooling before a flatten slide.
 
     Args:
-        node: a flatten, as `flattens` tells.
+        node: the flatten.
         keep_pool: False drops the pooling over all of the features.
 
+    Returns:
+        The features that take the flatten's place, the window of them that was flattened, and the
+        pools that slide now.
+
     Raises:
-        UnsupportedModelError: its windows are of unequal size, so they do not slide.
+        UnsupportedModelError: windows of unequal size do not slide.
     """
-    source = node.all_input_nodes[0]
+    source = flattening.source
     channels, height, width = shapes[source][1:]
-    if operation(node) == "mean":
-        if not keep_pool:
-            return source, Window(channels)
-        name = f"{node.name}_sliding"
-        module.add_submodule(name, nn.AvgPool2d((height, width), stride=1))
-        with module.graph.inserting_before(node):
-            return module.graph.call_module(name, (source,)), Window(channels)
-    found = _pool_before(module, source)
-    if found is None:
-        return source, Window(channels, (height, width))
-    kernel = _pool_kernel(module, found, shapes)
+    pools = _pools_before(module, source, shapes)
+    kernels = {pool: _pool_kernel(module, pool, shapes) for pool in pools}
+    if len(set(kernels.values())) > 1:
+        raise unsupported(
+            f"{' and '.join(describe(module, pool) for pool in pools)} have windows of unequal size"
+        )
+    spacing = next(iter(kernels.values()), (1, 1))
+    if flattening.pooling is not None and spacing != (1, 1):
+        raise unsupported(f"{describe(module, node)} pools what {pools[0].name} has pooled")
     if (height, width) == (1, 1) and not keep_pool:
-        before = found.all_input_nodes[0]
-        found.replace_all_uses_with(before)
-        return (before if found is source else source), Window(channels)
-    _let_slide(module, found, kernel)
-    return source, Window(channels, (height, width), kernel)
+        for pool in pools:
+            before = pool.all_input_nodes[0]
+            pool.replace_all_uses_with(before)
+            source = before if pool is source else source
+        return source, Window(channels), []
+    for pool in pools:
+        _replace(module, pool, _sliding(_pooled_by(module, pool, shapes), spacing))
+    sliding = [pool for pool in pools if spacing != (1, 1)]
+    if flattening.pooling is None:
+        return source, Window(channels, (height, width), spacing), sliding
+    if keep_pool:
+        name = f"{node.name}_sliding"
+        module.add_submodule(name, _sliding(flattening.pooling, (height, width)))
+        with module.graph.inserting_before(node):
+            source = module.graph.call_module(name, (source,))
+    return source, Window(channels), sliding
 
 
-def _pool_before(module: fx.GraphModule, source: fx.Node) -> fx.Node | None:
-    node = source
-    while pooled_by(module, node) is None:
-        if not is_elementwise(module, node) or len(node.all_input_nodes) != 1:
-            return None
-        node = node.all_input_nodes[0]
-    return node
+def _pools_before(
+    module: fx.GraphModule, source: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]
+) -> list[fx.Node]:
+    """Give the pools from which on each cell was computed for itself, until the flatten."""
+    found, seen, waiting = [], set(), [source]
+    while waiting:
+        node = waiting.pop()
+        if node in seen or shapes.get(node, ())[2:] != shapes[source][2:]:
+            continue
+        seen.add(node)
+        if _pooled_by(module, node, shapes) is not None:
+            found.append(node)
+        elif is_cellwise(module, node):
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def _pooled_by(
+    module: fx.GraphModule, node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]
+) -> Pooling | None:
+    """Say how a node pools to a size that it is told, or to one cell; None where it does not."""
+    layer, name = layer_of(module, node), operation(node)
+    adaptive = _ADAPTIVE.get(name)
+    for kind, pooling in _ADAPTIVE_LAYERS.items():
+        adaptive = pooling if isinstance(layer, kind) else adaptive
+    if adaptive is not None or shapes[node][2:] != (1, 1):
+        return adaptive
+    if name in REDUCTIONS:
+        return REDUCTIONS[name] if axes_of(node, 4) == (2, 3) else None
+    fixed = "average" if isinstance(layer, nn.AvgPool2d) else _FIXED.get(name)
+    sliding = sliding_of(module, node)
+    if fixed is None or sliding is None:
+        return fixed  # without a window of its own, it has that of the features' size
+    # a max pool over all that is left is a stage of the trunk, as VGG's last one on small images
+    covers = sliding.kernel == shapes[node.all_input_nodes[0]][2:] and sliding.padding == (0, 0)
+    return fixed if covers and fixed == "average" else None
 
 
 def _pool_kernel(
@@ -98,11 +143,17 @@ def _pool_kernel(
     return given[0] // made[0], given[1] // made[1]
 
 
-def _let_slide(module: fx.GraphModule, pool: fx.Node, kernel: tuple[int, int]) -> None:
-    """Replace adaptive pooling by pooling of a fixed window in steps of one cell."""
-    sliding = nn.AvgPool2d if pooled_by(module, pool) == "average" else nn.MaxPool2d
-    layer = nn.Identity() if kernel == (1, 1) else sliding(kernel, stride=1)
-    if pool.op == "call_module":
+def _sliding(pooling: Pooling | None, kernel: tuple[int, int]) -> nn.Module:
+    """Give the layer that pools by a window in steps of one cell."""
+    if kernel == (1, 1):
+        return nn.Identity()
+    layer = nn.AvgPool2d if pooling == "average" else nn.MaxPool2d
+    return layer(kernel, stride=1)
+
+
+def _replace(module: fx.GraphModule, pool: fx.Node, layer: nn.Module) -> None:
+    users = [node for node in module.graph.nodes if node.target == pool.target]
+    if pool.op == "call_module" and len(users) == 1:
         module.set_submodule(str(pool.target), layer)
         return
     name = f"{pool.name}_sliding"
@@ -126,9 +177,8 @@ def as_convolution(linear: nn.Linear, window: Window) -> nn.Conv2d:
     if not isinstance(convolution, nn.Conv2d):  # skip_init is not typed
         raise TypeError(f"expected a Conv2d, got {type(convolution).__name__}")
     weight = linear.weight.detach().view(linear.out_features, window.channels, *window.size)
-    convolution.weight = nn.Parameter(weight)
-    if linear.bias is not None:
-        convolution.bias = nn.Parameter(linear.bias.detach())
+    convolution.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
+    convolution.bias = linear.bias
     return convolution.train(linear.training)
 
 
@@ -141,5 +191,6 @@ def as_2d(norm: nn.BatchNorm1d) -> nn.BatchNorm2d:
         affine=norm.affine,
         track_running_stats=norm.track_running_stats,
     )
-    made.load_state_dict(norm.state_dict())
+    for name, value in (*norm.named_parameters(), *norm.named_buffers()):
+        setattr(made, name, value)
     return made.train(norm.training)
