@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BESIDE = ("tests/deploy", "tests/bench")
+BESIDE = ("tests/deploy", "tests/bench", "tests/models")
 """About half of the time; every other folder and file of tests is the other half."""
 
 

@@ -26,7 +26,7 @@ from fcn_export.models.fcn import FCN
 from fcn_export.passes.fp16 import convert_to_fp16
 from fcn_export.quantize.placement import classifier_nodes, quantizable_nodes
 from tests.deploy.peeling import compare, frame
-from tests.export.test_fcn import network
+from tests.models.test_fcn import network
 
 SPEC = GraphSpec(default_preprocess(), num_classes=4, upsample=False)
 
