@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -20,7 +19,7 @@ from fcn_deploy.errors import (
     UntrustedArtifactError,
 )
 from fcn_export.checkpoint_info import METADATA_KEY
-from fcn_export.foreign_errors import first_line
+from fcn_export.foreign_errors import READ_ERRORS, first_line
 from fcn_export.model_file import ModelFile, ModelFormat, model_format, open_model_file
 from fcn_export.unpickling import PickleScan, harmless_globals, refused_name, scan_pickle
 
@@ -59,21 +58,6 @@ _WEIGHTS_ALONE = "Save the weights alone: torch.save(model.state_dict(), 'weight
 
 # the attribute in which torch keeps the versions of the layers beside the weights
 _METADATA = "_metadata"
-
-# what PyTorch's reader meets in a damaged or forged file; it checks little
-_READ_ERRORS = (
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    MemoryError,
-    EOFError,
-    OSError,
-    struct.error,
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,7 +156,7 @@ def _load_code(file: ModelFile, kind: ModelFormat) -> nn.Module:
             else:
                 file.stream.seek(0)
                 module = torch.export.load(file.stream).module()
-    except _READ_ERRORS as exc:
+    except READ_ERRORS as exc:
         raise UnsupportedModelError(
             f"'{file.path}' could not be loaded by torch {torch.__version__}: {first_line(exc)}",
             hint="Save it again with this version of torch, or give a state dict with --arch.",
@@ -192,7 +176,7 @@ def _load_safetensors(file: ModelFile) -> tuple[dict[str, Tensor], str | None]:
         with safe_open(file.library_path, framework="pt", device="cpu") as tensors:
             weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 # no mapping
             return weights, (tensors.metadata() or {}).get(METADATA_KEY)
-    except (SafetensorError, *_READ_ERRORS) as exc:
+    except (SafetensorError, *READ_ERRORS) as exc:
         raise _unreadable(file, exc) from exc
 
 
@@ -211,7 +195,7 @@ def _load_torch(file: ModelFile, kind: ModelFormat) -> Any:
             )
     except UnpicklingError as exc:
         raise _refused(file, kind, exc) from exc
-    except _READ_ERRORS as exc:
+    except READ_ERRORS as exc:
         raise _unreadable(file, exc) from exc
 
 

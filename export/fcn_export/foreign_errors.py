@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["first_line"]
+import struct
+
+__all__ = ["READ_ERRORS", "first_line"]
+
+READ_ERRORS = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    EOFError,
+    OSError,
+    struct.error,
+)
+"""What PyTorch's reader meets in a damaged or forged file, of which it checks little."""
 
 _MAX_CHARACTERS = 300
 

@@ -15,6 +15,7 @@ from fcn_export.models.fcn import FCN, GEOMETRIES, VARIANTS, Geometry, Variant
 from fcn_export.models.recognition import recognise_backbone
 from fcn_export.models.upsampling import UPSAMPLINGS, Enlarge, Upsampling, bilinear_kernel
 from tests.export.tiny_networks import seeded
+from tests.models.networks import with_scores
 
 # the same structure with an eighth of the channels and a small fc6
 NARROW = {
@@ -36,11 +37,7 @@ def network(
     """Build a narrow network whose scores are not zero."""
 
     def make() -> FCN:
-        made = FCN(NARROW[name], variant, 4, upsampling=upsampling, geometry=geometry)
-        for key, parameter in made.named_parameters():
-            if key.startswith("score"):
-                nn.init.normal_(parameter)
-        return made.eval()
+        return with_scores(FCN(NARROW[name], variant, 4, upsampling=upsampling, geometry=geometry))
 
     made: FCN = seeded(make)
     return made

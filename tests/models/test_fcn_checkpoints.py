@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from fcn_deploy.artifact import Artifact
 from fcn_deploy.errors import UnsupportedModelError
@@ -25,6 +24,7 @@ from fcn_export.models.checkpoints import build_fcn, describe_fcn, recognise_fcn
 from fcn_export.models.fcn import GEOMETRIES, VARIANTS, Geometry, Variant
 from fcn_export.models.upsampling import Upsampling
 from tests.export.tiny_networks import seeded
+from tests.models.networks import with_scores
 
 PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "bgr")
 CLASSES = tuple(ClassInfo(name, (9, 9, index)) for index, name in enumerate("abcd"))
@@ -38,11 +38,7 @@ def network(
     geometry: Geometry = "aligned",
 ) -> FCN:
     def make() -> FCN:
-        made = FCN(backbone, variant, 4, upsampling=upsampling, geometry=geometry)
-        for key, parameter in made.named_parameters():
-            if key.startswith("score"):
-                nn.init.normal_(parameter)
-        return made.eval()
+        return with_scores(FCN(backbone, variant, 4, upsampling=upsampling, geometry=geometry))
 
     made: FCN = seeded(make)
     return made

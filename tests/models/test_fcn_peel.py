@@ -104,10 +104,11 @@ def test_a_network_of_the_family_is_peeled_without_changing_a_label(
     assert found.classes > 1
 
 
-def test_tiles_of_a_peeled_network_join_where_the_paper_crops(
-    coarse: onnx.ModelProto, tmp_path: Path
+@pytest.mark.parametrize(("name", "tiles"), [("coarse", (2, 3)), ("stepped", (1, 4))])
+def test_tiles_of_a_peeled_network_join_where_it_crops(
+    request: pytest.FixtureRequest, name: str, tiles: tuple[int, int], tmp_path: Path
 ) -> None:
-    path = written(coarse, tmp_path)
+    path = written(request.getfixturevalue(name), tmp_path)
 
     with Segmenter.open(path, backend="onnxruntime", precision="fp32") as segmenter:
         image = np.tile(frame((160, 192)), (3, 3, 1))
@@ -115,7 +116,7 @@ def test_tiles_of_a_peeled_network_join_where_the_paper_crops(
         exact = segmenter.tiling.exact
 
     assert exact
-    assert tiled.tiles == (2, 3)
+    assert tiled.tiles == tiles
     assert tiled.as_promised, tiled
     assert tiled.label_agreement > 0.9999
 

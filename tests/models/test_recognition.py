@@ -34,6 +34,10 @@ def another_head(classifier: nn.Module) -> None:
     classifier.fc = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 
 
+def no_head(classifier: nn.Module) -> None:
+    classifier.fc = nn.Identity()
+
+
 def no_pool(classifier: nn.Module) -> None:
     classifier.maxpool = nn.Identity()
 
@@ -47,7 +51,7 @@ def other_stem(classifier: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [other_activation, gray, another_head, no_pool, other_norm, other_stem]
+    "change", [other_activation, gray, another_head, no_head, no_pool, other_norm, other_stem]
 )
 def test_a_changed_classifier_is_not_the_known_one(change: Callable[[nn.Module], None]) -> None:
     classifier = NARROW.classifier()
@@ -92,6 +96,7 @@ def test_an_fcn_of_a_changed_classifier_is_not_saved_as_the_known_one(tmp_path: 
     other_activation(classifier)
     model = FCN(classifier, "8s", 3)
 
+    assert recognise_fcn(model.state_dict()) is None
     with pytest.raises(UnsupportedModelError, match="not known by name"):
         save_checkpoint(model, tmp_path / "model.pt", preprocess=default_preprocess())
 

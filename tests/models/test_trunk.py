@@ -20,6 +20,7 @@ from fcn_export.models.fcn import FCN, VARIANTS, Geometry, Variant
 from fcn_export.models.padding import PadToMultiple
 from fcn_export.models.trunk import make_trunk
 from tests.export.tiny_networks import seeded
+from tests.models.networks import with_scores
 
 SIZES = ((64, 96), (65, 99), (31, 70), (1, 7))
 
@@ -34,13 +35,6 @@ def halved(*, stem: nn.Module, times: int = 3, head: nn.Module | None = None) ->
         nn.Flatten(),
         nn.Linear(4 if head is None else 16, 5),
     )
-
-
-def with_scores(model: FCN) -> FCN:
-    for name, parameter in model.named_parameters():
-        if name.startswith("score"):
-            nn.init.normal_(parameter)
-    return model.eval()
 
 
 EVEN = {

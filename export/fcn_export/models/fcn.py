@@ -57,8 +57,6 @@ class FCN(nn.Module):
         backbone_spec: how to build it again; None for a classifier that is not known by name.
     """
 
-    padding_px: Tensor
-
     def __init__(
         self,
         backbone: str | Backbone | nn.Module,
@@ -146,10 +144,17 @@ class FCN(nn.Module):
                 max(grid.receptive_field, finer.receptive_field),
             )
         self.up = Enlarge(num_classes, grid.stride, grid.offset, kind=beyond, spare=spare)
-        # weights alone tell neither the geometries apart, nor what is done to the image first
+        if spec is not None:
+            self._mark(spec)
+
+    def _mark(self, spec: Backbone) -> None:
+        """Let the weights say what their names and shapes do not: `recognise_fcn` reads it.
+
+        A classifier that is not known by name has no such mark, and is not taken for another.
+        """
         padding = next(m for m in self.backbone.modules() if isinstance(m, nn.Conv2d)).padding
         self.register_buffer("padding_px", torch.tensor(int(padding[0])))
-        if spec is not None and spec.transform_input:
+        if spec.transform_input:
             self.register_buffer("transforms_input", torch.tensor(1))
 
     @property

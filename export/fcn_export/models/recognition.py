@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_export.foreign_errors import first_line
 from fcn_export.models.backbones import (
     FIRST_WIDTH,
     RESNET_BLOCKS,
@@ -17,7 +16,7 @@ from fcn_export.models.backbones import (
     Backbone,
     convolution_places,
 )
-from fcn_export.models.tracing import unsupported
+from fcn_export.models.tracing import trace_graph
 
 __all__ = ["identify_classifier", "recognise_backbone"]
 
@@ -34,13 +33,13 @@ def identify_classifier(classifier: nn.Module) -> Backbone | None:
         UnsupportedModelError: it has the weights of one that is known, and cannot be traced.
     """
     backbone = recognise_backbone(classifier.state_dict())
-    if backbone is None:
+    linear = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)]
+    if backbone is None or not linear:
         return None
     if backbone.name == "googlenet" and getattr(classifier, "transform_input", False):
         backbone = replace(backbone, transform_input=True)
-    *_, last = (layer for layer in classifier.modules() if isinstance(layer, nn.Linear))
     with torch.device("meta"):
-        known = backbone.classifier(last.out_features)
+        known = backbone.classifier(linear[-1].out_features)
     return backbone if _computation(classifier) == _computation(known) else None
 
 
@@ -103,11 +102,7 @@ def _computation(classifier: nn.Module) -> list[str]:
     modes = [(layer, layer.training) for layer in classifier.modules()]
     classifier.eval()
     try:
-        graph = fx.Tracer().trace(classifier)
-    except Exception as exc:  # the trace runs the user's code, which may raise anything
-        raise unsupported(
-            f"torch.fx cannot trace it: {type(exc).__name__}: {first_line(exc)}"
-        ) from exc
+        graph = trace_graph(classifier)
     finally:
         for layer, mode in modes:
             layer.training = mode

@@ -12,7 +12,14 @@ from fcn_deploy.errors import UnsupportedModelError
 from fcn_export.foreign_errors import first_line
 from fcn_export.models.nodes import argument, describe, layer_of, operation
 
-__all__ = ["HINT_POOL", "ShapeRecorder", "first_convolution", "trace_with_shapes", "unsupported"]
+__all__ = [
+    "HINT_POOL",
+    "ShapeRecorder",
+    "first_convolution",
+    "trace_graph",
+    "trace_with_shapes",
+    "unsupported",
+]
 
 _HINT = (
     "A classifier must be a convolutional trunk, pooling, flatten and linear layers, "
@@ -47,12 +54,7 @@ def trace_with_shapes(
         UnsupportedModelError: it cannot be traced, has no Conv2d, or fails at this size.
     """
     own = copy.deepcopy(classifier).eval()
-    try:
-        module = fx.GraphModule(own, _Tracer().trace(own), type(own).__name__)
-    except Exception as exc:  # the trace runs the user's code, which may raise anything
-        raise unsupported(
-            f"torch.fx cannot trace it: {type(exc).__name__}: {first_line(exc)}"
-        ) from exc
+    module = fx.GraphModule(own, trace_graph(own), type(own).__name__)
     first = first_convolution(module)
     if first is None:
         raise unsupported("it has no Conv2d")
@@ -68,6 +70,20 @@ def trace_with_shapes(
             f"{first_line(exc)}"
         ) from exc
     return module, recorder.shapes
+
+
+def trace_graph(classifier: nn.Module) -> fx.Graph:
+    """Trace a classifier as it is, in its own mode.
+
+    Raises:
+        UnsupportedModelError: it cannot be traced.
+    """
+    try:
+        return _Tracer().trace(classifier)
+    except Exception as exc:  # the trace runs the user's code, which may raise anything
+        raise unsupported(
+            f"torch.fx cannot trace it: {type(exc).__name__}: {first_line(exc)}"
+        ) from exc
 
 
 def first_convolution(module: fx.GraphModule) -> nn.Conv2d | None:

@@ -13,23 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_export.foreign_errors import first_line
+from fcn_export.foreign_errors import READ_ERRORS, first_line
 
 __all__ = ["TrainingState", "random_numbers", "set_random_numbers"]
 
 log = logging.getLogger(__name__)
 
 _KEYS = frozenset({"plan", "step", "trained", "model", "optimizer", "schedule", "random"})
-# what torch.load raises for files that it did not write, or that are cut short
-_READ_ERRORS = (
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    OSError,
-)
 _HINT = "Remove the file to begin anew, or give the values that it was begun with."
 
 
@@ -140,7 +130,7 @@ def _load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as exc:  # its text advises to run what the file holds
         raise _foreign(path, "it holds more than tensors and plain values") from exc
-    except _READ_ERRORS as exc:
+    except READ_ERRORS as exc:
         raise _foreign(path, f"{type(exc).__name__}: {first_line(exc)}") from exc
     found = state.keys() if isinstance(state, dict) else ()
     if missing := sorted(_KEYS - set(found)):
