@@ -19,7 +19,6 @@ import cv2
 import numba
 import numpy as np
 import onnx
-import openvino
 
 from fcn_deploy import Segmenter
 from fcn_deploy.artifact import Artifact
@@ -27,8 +26,11 @@ from fcn_deploy.machine import describe_machine, usable_cores
 from fcn_deploy.manifest import Preprocess
 from fcn_deploy.onnx_scan import scan_onnx, with_outputs
 from fcn_deploy.tail import find_tail
+from fcn_deploy.telemetry import import_openvino
 from fcn_deploy.tensors import Array
 from head import Way, spread, take_turns, write
+
+openvino = import_openvino()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,17 +20,19 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import torch
 
 from fcn_deploy.head import upsample_argmax, upsample_confidence
 from fcn_deploy.machine import describe_machine, usable_cores
+from fcn_deploy.telemetry import import_onnxruntime, import_openvino
 from fcn_deploy.tensors import Array
 
 Way = Callable[[], object]
 
 FULL_HD = (1080, 1920)
+
+onnxruntime = import_onnxruntime()
+openvino = import_openvino()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,6 +26,7 @@ import numpy as np
 
 from fcn_deploy.artifact import Artifact
 from fcn_deploy.machine import usable_cores
+from fcn_deploy.telemetry import import_openvino, silent_environment
 from fcn_deploy.tensors import Array, ColorOrder, Precision
 from fcn_export.fidelity import label_agreement
 from fcn_export.quantize.images import CalibrationImages, fit_frame
@@ -56,7 +57,7 @@ def main() -> int:
         nncf = Path(folder, "nncf.xml")
         script = Path(__file__).with_name("nncf_quantize.py")
         command = [str(options.nncf_python), str(script), str(fp32), str(frames), str(nncf)]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, env=silent_environment())
         requests = {
             name: _open(path) for name, path in (("fp32", fp32), ("int8", int8), ("nncf", nncf))
         }
@@ -73,8 +74,7 @@ def main() -> int:
 
 
 def _open(path: Path) -> Any:
-    import openvino
-
+    openvino = import_openvino()
     config = {
         "INFERENCE_PRECISION_HINT": "f32",
         "NUM_STREAMS": 1,

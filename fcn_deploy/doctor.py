@@ -19,6 +19,7 @@ from fcn_deploy.machine import Machine, describe_machine, distribution_version, 
 from fcn_deploy.manifest import Fidelity, Manifest, SeenByNetwork
 from fcn_deploy.model_file import ModelFile, locate_model
 from fcn_deploy.segmenter import Segmenter
+from fcn_deploy.telemetry import telemetry_settings
 from fcn_deploy.tensors import Precision
 
 __all__ = [
@@ -120,12 +121,14 @@ class Diagnosis:
     Attributes:
         version: of fcn-deploy.
         thread_settings: environment variables that are set and change the number of threads.
+        telemetry: by library, ``"off"`` or what the user has set.
         advice: what to do, most useful first; empty where all is well.
     """
 
     version: str
     machine: Machine
     thread_settings: Mapping[str, str]
+    telemetry: Mapping[str, str]
     backends: tuple[BackendStatus, ...]
     libraries: tuple[LibraryStatus, ...]
     decoders: tuple[Decoder, ...]
@@ -164,6 +167,7 @@ def diagnose(model: str | os.PathLike[str] | None = None, *, trust_code: bool = 
         thread_settings={
             name: os.environ[name] for name in _THREAD_SETTINGS if os.environ.get(name)
         },
+        telemetry=telemetry_settings(),
         backends=backends,
         libraries=libraries,
         decoders=decoders,

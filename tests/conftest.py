@@ -20,6 +20,9 @@ ALLOWED_SKIPS = (
     "the CUDA toolkit is not here",
 )
 
+# tests import onnxruntime as its users do, before anything of ours has turned its reports off
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 hypothesis.settings.register_profile(
     "fcn-deploy",
     deadline=None,  # other tests, compilers and builds share the machine

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from fcn_deploy.errors import BenchmarkError
+from fcn_deploy.telemetry import silent_environment
 
 __all__ = ["run_benchmark_app"]
 
@@ -34,7 +35,9 @@ def run_benchmark_app(graph: Path, *, precision: str, threads: int, seconds: int
             *("-infer_precision", _HINTS[precision], "-t", str(seconds)),
             *("-report_type", "no_counters", "-report_folder", folder, "-json_stats"),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=silent_environment()
+        )
         report = Path(folder) / "benchmark_report.json"
         if done.returncode or not report.is_file():
             raise BenchmarkError(f"benchmark_app failed: {_complaint(done.stdout + done.stderr)}")

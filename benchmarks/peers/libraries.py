@@ -15,6 +15,7 @@ import numpy as np
 
 from fcn_bench.network import Network
 from fcn_deploy.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from fcn_deploy.telemetry import import_onnxruntime, import_openvino
 from fcn_deploy.tensors import Array
 
 __all__ = ["LIBRARIES", "OpenCv", "OpenVino", "OrtSession", "with_gates_apart"]
@@ -42,8 +43,7 @@ class OrtSession(_Library):
     """ONNX Runtime on the CPU: a session with default optimisations, and OpenCV's blob."""
 
     def __init__(self, graph: Path, *, precision: str, threads: int) -> None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         _require(precision == "fp32", f"ONNX Runtime has no {precision} on the CPU")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -88,8 +88,7 @@ class OpenVino(_Library):
     """OpenVINO: PrePostProcessor takes the uint8 frame, compiled for latency."""
 
     def __init__(self, graph: Path, *, precision: str, threads: int) -> None:
-        import openvino
-
+        openvino = import_openvino()
         core = openvino.Core()
         model = self._with_preprocessing(openvino, core.read_model(graph))
         config = {

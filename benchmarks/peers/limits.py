@@ -17,6 +17,7 @@ from fcn_deploy import Segmenter
 from fcn_deploy.head import upsample_argmax
 from fcn_deploy.peel import peel_tail
 from fcn_deploy.tail import find_tail
+from fcn_deploy.telemetry import import_openvino
 from fcn_deploy.tensors import Array
 from peers.benchmark_app import run_benchmark_app
 from peers.subject import Subject, fixed_graph, network_alone
@@ -135,10 +136,9 @@ def _bare_call(
     subject: Subject, frame_bgr: Array, *, precision: str, threads: int
 ) -> tuple[Callable[[], Any], Array]:
     """Give OpenVINO's own call of the peeled network, and a copy of the scores it gives."""
-    import openvino
-
     from fcn_deploy.onnx_scan import scan_onnx, with_outputs
 
+    openvino = import_openvino()
     file = subject.artifact / "model.onnx"
     data = file.read_bytes()
     graph = scan_onnx(data, name=f"'{file}'", folder=file.parent)

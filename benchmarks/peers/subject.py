@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fcn_deploy.libraries import check_libraries
 from fcn_deploy.onnx_scan import scan_onnx, with_outputs
 from fcn_deploy.tail import find_tail
+from fcn_deploy.telemetry import import_onnxruntime
 from fcn_deploy.tensors import Array
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ def fixed_graph(graph: Path, shape: tuple[int, int, int], *, target: Path) -> Pa
     OpenCV does not take the sizes that the exporter computes from the input's shape.
     """
     import onnx
-    import onnxruntime
 
+    onnxruntime = import_onnxruntime()
     model = onnx.load(graph)
     batch, height, width = shape
     for value, sizes in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,11 +23,13 @@ from fcn_deploy.backends.execution_providers import (
 from fcn_deploy.errors import ArtifactError, BackendUnavailableError, ExecutionError
 from fcn_deploy.machine import usable_cores
 from fcn_deploy.onnx_scan import scan_onnx
+from fcn_deploy.telemetry import import_onnxruntime
 from fcn_deploy.tensors import Array, Precision, TensorSpec
 
 __all__ = ["OnnxRuntimeBackend"]
 
 _CPU_ALONE = (ProviderRequest(CPU),)
+_STATE = "onnxruntime.capi.onnxruntime_pybind11_state"
 _FATAL = 4  # errors come as exceptions; on stderr they would spoil a command's output
 
 # ONNX Runtime has few fp16 kernels for CPUs: it puts Casts around the other nodes
@@ -178,13 +181,12 @@ class OnnxRuntimeContext(ContextManaged):
 
 def _library() -> Any:
     try:
-        import onnxruntime
+        return import_onnxruntime()
     except ImportError as error:
         raise BackendUnavailableError(
             "the backend 'onnxruntime' is not installed.",
             hint="pip install 'fcn-deploy[onnxruntime]'",
         ) from error
-    return onnxruntime
 
 
 def _disabled(source: ModelSource) -> list[str]:
@@ -204,8 +206,7 @@ def _disabled(source: ModelSource) -> list[str]:
 
 def _errors() -> tuple[type[Exception], ...]:
     """Give all that ONNX Runtime raises: its own classes share no base but Exception."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
+    state = import_module(_STATE)  # loaded along with the library
     own = [kind for kind in vars(state).values() if isinstance(kind, type)]
     return (
         *(kind for kind in own if issubclass(kind, Exception)),

@@ -21,6 +21,7 @@ from fcn_deploy.errors import (
     ExecutionError,
 )
 from fcn_deploy.machine import cpu_identity, usable_cores
+from fcn_deploy.telemetry import import_openvino
 from fcn_deploy.tensors import Array, Precision, TensorSpec
 
 __all__ = ["OpenVinoBackend"]
@@ -135,12 +136,11 @@ class OpenVinoContext(ContextManaged):
 
 def _library() -> Any:
     try:
-        import openvino
+        return import_openvino()
     except ImportError as error:
         raise BackendUnavailableError(
             "the backend 'openvino' is not installed.", hint="pip install 'fcn-deploy[cpu]'"
         ) from error
-    return openvino
 
 
 def _abilities() -> tuple[str, ...]:
@@ -205,9 +205,7 @@ def _compile_cached(
 
 
 def _shared_tensor(array: Array) -> Any:
-    import openvino
-
-    return openvino.Tensor(array, shared_memory=True)
+    return _library().Tensor(array, shared_memory=True)
 
 
 def _spec(port: Any, index: int) -> TensorSpec:

@@ -110,6 +110,8 @@ def _lines(diagnosis: Diagnosis) -> Iterator[Line]:
     for decoder in diagnosis.decoders:
         version = "-" if decoder.libavcodec is None else f"libavcodec {decoder.libavcodec}"
         yield "plain", f"  {'FFmpeg in ' + decoder.library:<24}{version}"
+    for library, setting in diagnosis.telemetry.items():
+        yield "plain", f"  {'telemetry':<24}{library}: {setting}"
     yield from _section("What to do")
     for text in diagnosis.advice:
         yield "plain", f"  {text}"

@@ -287,6 +287,28 @@ def test_thread_settings_of_the_environment_are_shown(
     assert "by default; set: OMP_NUM_THREADS=3" in capsys.readouterr().out
 
 
+def test_telemetry_is_said_to_be_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+
+    main([])
+
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["telemetry", "onnxruntime:", "off"] in lines
+    assert ["telemetry", "openvino:", "off"] in lines
+
+
+def test_the_users_own_setting_of_telemetry_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+
+    main([])
+
+    assert "onnxruntime: as set: ORT_DISABLE_TELEMETRY=0" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("libavcodec", "warned"),
     [("62.28.101", True), ("62.28.102", False), ("63.1.100", False), (None, False)],

@@ -20,6 +20,7 @@ from fcn_deploy.onnx_scan.wire import (
     Kind,
     Message,
 )
+from fcn_deploy.telemetry import import_onnxruntime, import_openvino
 from tests.deploy.onnx_models import (
     CLASSES,
     RELU,
@@ -221,9 +222,7 @@ def test_scanning_imports_neither_onnx_nor_a_backend() -> None:
 
 
 def test_an_extra_output_is_given_by_onnxruntime_and_openvino(tmp_path: Path) -> None:
-    import onnxruntime
-    import openvino
-
+    onnxruntime, openvino = import_onnxruntime(), import_openvino()
     data = with_extra_outputs(segmenter_bytes(), ["network_scores"])
     image = np.random.default_rng(3).integers(0, 255, (1, 12, 17, 3), dtype=np.uint8)
     path = tmp_path / "extra.onnx"

@@ -30,7 +30,8 @@ LOADER = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-import onnxruntime, openvino
+from fcn_deploy.telemetry import import_onnxruntime, import_openvino
+onnxruntime, openvino = import_onnxruntime(), import_openvino()
 core = openvino.Core()
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from fcn_deploy.telemetry import import_openvino
 from fcn_deploy.tensors import Array
 from fcn_export.quantize.fold_norm import fold_batch_norms
 from fcn_export.quantize.int8 import Int8Builder, Int8Graph, prepare
@@ -205,8 +206,7 @@ def test_both_backends_compute_the_same_int8_labels(rng: np.random.Generator) ->
 
 
 def test_openvino_runs_every_convolution_in_int8(rng: np.random.Generator) -> None:
-    import openvino
-
+    openvino = import_openvino()
     model = _quantized(FrameGraph(rng).residual(projected=True)).model
     core = openvino.Core()
     config = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -379,8 +379,7 @@ def test_table_is_plain_json(rng: np.random.Generator) -> None:
 
 def test_openvino_adds_int8_products_without_saturation(rng: np.random.Generator) -> None:
     """AVX2 without VNNI would saturate here, were the weights of a pair not limited."""
-    import openvino
-
+    openvino = import_openvino()
     graph = FrameGraph(rng)
     graph.op("Conv", "input", "equal", out="wide")
     graph.constant("equal", np.ones((32, 3, 1, 1), np.float32))
