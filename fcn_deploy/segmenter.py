@@ -159,7 +159,7 @@ class Segmenter(ContextManaged):
         """Segment one frame.
 
         Args:
-            frame_bgr: uint8 [H, W, 3] in 0..255; not modified.
+            frame_bgr: uint8 [H, W, 3] in 0..255, of any strides, writable or not; not modified.
             scores: give the class scores as well. Where the graph makes its labels itself, the
                 first such call loads the network once more, with the scores as an output.
 
@@ -176,7 +176,7 @@ class Segmenter(ContextManaged):
         """Segment several frames, which may differ in size; neighbours of one size run together.
 
         Args:
-            frames_bgr: uint8 [H, W, 3] each; not modified.
+            frames_bgr: uint8 [H, W, 3] each, of any strides, writable or not; not modified.
             scores: as for a single frame.
 
         Returns:

@@ -70,7 +70,8 @@ class ExecutionContext(Protocol):
         """Run the network once.
 
         Args:
-            feeds: one C-contiguous array for each input, of the dtype and rank of its spec.
+            feeds: one array for each input, of the dtype and rank of its spec, with any strides,
+                writable or not; not modified. One that is not C-contiguous is copied.
             outputs: names to compute; None means all.
 
         Returns:

@@ -205,7 +205,22 @@ def _compile_cached(
 
 
 def _shared_tensor(array: Array) -> Any:
+    """Give a tensor of an array's own memory; the array must be C-contiguous and outlive it."""
+    if not array.flags.writeable:
+        array = np.asarray(_Writable(array))
     return _library().Tensor(array, shared_memory=True)
+
+
+class _Writable:
+    """Read-only memory as OpenVINO takes it: it shares no other, and writes into no input.
+
+    Frames from bytes, from Pillow and from mapped files are read-only.
+    """
+
+    def __init__(self, array: Array) -> None:
+        self._array = array  # whoever holds this one's memory holds that of the array
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
 
 
 def _spec(port: Any, index: int) -> TensorSpec:

@@ -8,10 +8,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, parser
 
 from fcn_deploy.backends import backend_names, get_backend, openvino
 from fcn_deploy.backends.base import Backend, ExecutionContext, ModelSource
@@ -24,8 +25,10 @@ from fcn_deploy.errors import (
     ForkedProcessError,
     ShapeError,
 )
+from fcn_deploy.telemetry import import_openvino
 from fcn_deploy.tensors import Array, Precision
 from tests.deploy.graphs import segmentation_graph
+from tests.deploy.layouts import LAYOUTS, of_a_file, of_bytes
 
 GRAPH = segmentation_graph()
 
@@ -128,6 +131,83 @@ def test_an_input_that_is_not_contiguous_runs(backend: Backend) -> None:
 
     expected = open_graph(backend).execute({"image": frames.copy()})["labels"]
     np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_input_of_any_layout_gives_the_same_and_stays_as_it_is(
+    backend: Backend, layout: str, batch: int
+) -> None:
+    given = LAYOUTS[layout](image(24, 16, batch=batch))
+    plain = np.array(given, order="C")
+    before = given.flags.writeable, given.strides
+    context = open_graph(backend)
+
+    labels = context.execute({"image": given})["labels"]
+
+    np.testing.assert_array_equal(labels, context.execute({"image": plain})["labels"])
+    np.testing.assert_array_equal(given, plain)
+    assert (given.flags.writeable, given.strides) == before
+
+
+def test_no_layout_is_that_of_a_plain_array() -> None:
+    for name, layout in LAYOUTS.items():
+        flags = layout(image(24, 16, batch=2)).flags
+
+        assert not (flags.writeable and flags.c_contiguous), name
+
+
+FIRST_NODES = {
+    "rectified": "out = Relu(image)",
+    "passed on": "out = Identity(image)",
+    "added to itself": "out = Add(image, image)",
+    "joined to itself": "out = Concat<axis = 0>(image, image)",
+    "cut": "first, rest = Split<axis = 1, num_outputs = 2>(image)  out = Relu(first)",
+    "reshaped": "whole = Constant<value_ints = [-1]>()  flat = Reshape(image, whole)  "
+    "out = Sigmoid(flat)",
+}
+
+
+@pytest.mark.parametrize("first", FIRST_NODES)
+def test_no_first_node_writes_into_memory_that_is_read_only(
+    backend: Backend, first: str, tmp_path: Path
+) -> None:
+    model = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]> network '
+        f"(float[N, 4, H, W] image) => (float[] out) {{ {FIRST_NODES[first]} }}"
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    values = np.random.default_rng(1).standard_normal((1, 4, 32, 32), np.float32)
+    mapped = of_a_file(values, tmp_path)
+    context = open_graph(backend, model.SerializeToString())
+
+    found = context.execute({"image": mapped})["out"]
+
+    np.testing.assert_array_equal(found, context.execute({"image": values})["out"])
+    np.testing.assert_array_equal(mapped, values)
+
+
+@pytest.mark.parametrize("kind", ["writable", "of bytes", "of a file"])
+def test_openvino_reads_a_contiguous_frame_where_it_lies(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = image(2160, 3840)
+    if kind != "writable":
+        frames = of_bytes(frames) if kind == "of bytes" else of_a_file(frames, tmp_path)
+    library = import_openvino()
+    made = library.Tensor
+    tensors: list[Any] = []
+
+    def tensor(array: Array, *, shared_memory: bool) -> Any:
+        tensors.append(made(array, shared_memory=shared_memory))
+        return tensors[-1]
+
+    monkeypatch.setattr(library, "Tensor", tensor)
+
+    open_graph(get_backend("openvino")).execute({"image": frames})
+
+    assert [each.data.ctypes.data for each in tensors] == [frames.ctypes.data]
+    assert frames.flags.writeable == (kind == "writable")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "uint16", "bool"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fcn_deploy import Segmenter
 from fcn_deploy.backends import backend_names
@@ -25,6 +26,7 @@ from fcn_deploy.manifest import TensorInfo
 from fcn_deploy.profile import ShapeRange
 from tests.deploy.artifacts import frame, write_artifact, write_graph
 from tests.deploy.graphs import segmentation_graph
+from tests.deploy.layouts import LAYOUTS, of_a_file, of_bytes
 from tests.deploy.manifests import MANIFEST
 
 
@@ -149,6 +151,52 @@ def test_a_frame_that_is_a_view_runs(tmp_path: Path) -> None:
     view = frame(24, 64)[:, ::2]
 
     np.testing.assert_array_equal(segmenter(view).labels, segmenter(view.copy()).labels)
+
+
+@pytest.mark.parametrize("backend", backend_names())
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_frame_of_any_layout_gives_the_same_and_stays_as_it_is(
+    tmp_path: Path, backend: str, layout: str
+) -> None:
+    given = LAYOUTS[layout](frame(48, 70))
+    plain = np.array(given, order="C")
+    # padded, whole, and in tiles; frames alone and together
+    padded = ShapeRange((1, 8, 8), (1, 64, 64), (4, 128, 128), multiple_of=32)
+    artifact = write_artifact(tmp_path, shapes=padded)
+    segmenters = [
+        Segmenter.open(path, backend=backend, tile_pixels=pixels)
+        for path in (artifact, write_graph(tmp_path))
+        for pixels in (40 * 40, None)
+    ]
+
+    for segmenter in segmenters:
+        expected = segmenter(plain)
+        for result in (segmenter(given), *segmenter.batch([given, plain, given])):
+            np.testing.assert_array_equal(result.labels, expected.labels)
+            np.testing.assert_array_equal(result.overlay(), expected.overlay())
+    np.testing.assert_array_equal(given, plain)
+
+
+@pytest.mark.parametrize("backend", backend_names())
+def test_frames_of_pillow_and_of_mapped_files_run(tmp_path: Path, backend: str) -> None:
+    segmenter = Segmenter.open(write_artifact(tmp_path), backend=backend)
+    given = [np.asarray(Image.fromarray(frame())), of_a_file(frame(), tmp_path)]
+
+    results = [*map(segmenter, given), *segmenter.batch(given)]
+
+    assert not any(one.flags.writeable for one in given)
+    for result in results:
+        np.testing.assert_array_equal(result.labels, segmenter(frame()).labels)
+
+
+@pytest.mark.parametrize("kind", ["writable", "read-only"])
+def test_a_contiguous_frame_is_not_copied_for_the_network(tmp_path: Path, kind: str) -> None:
+    given = frame(2160, 3840) if kind == "writable" else of_bytes(frame(2160, 3840))
+    segmenter = Segmenter.open(write_artifact(tmp_path))
+
+    (prepared,) = segmenter.prepare([given]).values()
+
+    assert prepared.ctypes.data == given.ctypes.data
 
 
 def test_the_frame_is_not_modified(tmp_path: Path) -> None:

@@ -5,17 +5,22 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 
+from fcn_deploy import Segmenter
+from fcn_deploy.backends import backend_names
 from fcn_deploy.errors import ClosedError, ExecutionError, SourceLostError, SourceOpenError
 from fcn_deploy.segmentation import Segmentation
 from fcn_deploy.tensors import Array
-from fcn_deploy.video.frames import FrameSegmenter
+from fcn_deploy.video.frames import FrameSegmenter, VideoFrame
 from fcn_deploy.video.pipeline import VideoPipeline
 from fcn_deploy.video.stats import PipelineStats, combine
+from tests.deploy.artifacts import write_artifact
 from tests.deploy.clips import (
     FailingSegmenter,
     FakeSource,
@@ -25,6 +30,7 @@ from tests.deploy.clips import (
     wait_until,
     write_clip,
 )
+from tests.deploy.layouts import of_bytes
 
 
 def is_balanced(stats: PipelineStats) -> bool:
@@ -64,6 +70,31 @@ def test_every_frame_is_captured_once_and_delivered_once() -> None:
     assert 0 <= stats.latency_ms["p50"] <= stats.latency_ms["p99"] <= stats.latency_ms["max"]
     assert stats.fps > 0
     assert source.closed == 1
+
+
+class ReadOnlySource(FakeSource):
+    """Frames as they come from bytes, upside down every second one."""
+
+    def read(self) -> VideoFrame | None:
+        item = super().read()
+        if item is None:
+            return None
+        return replace(item, frame=of_bytes(item.frame)[:: -1 if item.index % 2 else 1])
+
+
+@pytest.mark.parametrize("backend", backend_names())
+def test_frames_that_are_read_only_or_upside_down_are_segmented(
+    tmp_path: Path, backend: str
+) -> None:
+    segmenter = Segmenter.open(write_artifact(tmp_path), backend=backend)
+
+    with VideoPipeline(segmenter, ReadOnlySource(6)) as frames:
+        items = list(frames)
+
+    assert [item.index for item in items] == list(range(6))
+    for item in items:
+        assert not item.frame.flags.writeable
+        np.testing.assert_array_equal(item.labels, segmenter(item.frame.copy()).labels)
 
 
 class UnevenSegmenter:

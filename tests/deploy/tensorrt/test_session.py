@@ -20,6 +20,7 @@ from fcn_deploy.errors import (
     ShapeError,
 )
 from fcn_deploy.tensors import Array
+from tests.deploy.layouts import LAYOUTS
 from tests.deploy.tensorrt.worlds import World, expected, frames, make_world
 
 SCHEDULES = [None, 0, 1, 2, 3, 4]  # None: nothing runs before somebody waits for it
@@ -50,6 +51,17 @@ def test_a_frame_gives_the_labels_that_onnxruntime_gives(world: World) -> None:
 
     np.testing.assert_array_equal(labels, expected(frame))
     assert labels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_frame_of_any_layout_gives_the_same_and_stays_as_it_is(lazy: World, layout: str) -> None:
+    given = LAYOUTS[layout](frames(1, 24, 16)[0])
+    plain = np.array(given, order="C")
+
+    labels = lazy.engine.session().infer({"image": given})["labels"]
+
+    np.testing.assert_array_equal(labels, expected(plain))
+    np.testing.assert_array_equal(given, plain)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
