@@ -11,10 +11,10 @@ GPU_CHECK_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo larger readme peers paper full-networks plans test test-fast gpu-check pycuda mutate lint format typecheck wheel constraints clean distclean
+.PHONY: help venv demo larger readme peers paper full-networks plans test test-fast test-avx2 gpu-check pycuda mutate lint format typecheck wheel constraints clean distclean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(READY)  ## make or update .venv with everything that the project uses
 
@@ -52,6 +52,9 @@ test: $(READY)  ## run all tests, in two processes
 
 test-fast: $(READY)  ## run the tests that are not marked slow, the last failures first
 	$(BIN)/python -m pytest -m "not slow" --failed-first --exitfirst $(PYTEST_ARGS)
+
+test-avx2: $(READY)  ## run the tests that the CPU decides about once more, as on a CPU with AVX2 alone
+	$(BIN)/python scripts/run_tests_avx2.py $(PYTEST_ARGS)
 
 gpu-check: $(READY)  ## on a machine with an NVIDIA GPU: build, compare and time plans, write a report
 	$(BIN)/python -m fcn_bench.gpu_check $(GPU_CHECK_ARGS)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import cast
 
+from fcn_deploy import machine
 from fcn_deploy.backends import backend_names, get_backend, plan_backend_names
 from fcn_deploy.backends.base import Backend, PlanBackend
 from fcn_deploy.backends.execution_providers import ProviderList
 from fcn_deploy.errors import ArtifactMissingError, BackendUnavailableError
-from fcn_deploy.machine import describe_machine
 from fcn_deploy.manifest import Manifest, Variant
 from fcn_deploy.tensors import Precision
 from fcn_deploy.tuned import TunedRows
@@ -24,10 +24,6 @@ __all__ = [
 
 MIN_LABEL_AGREEMENT = 0.999
 """What a reduced precision must have measured at export to be taken unasked."""
-
-
-_INT8_FEATURES = frozenset(("VNNI", "AMX", "DotProd", "I8MM"))
-"""With any of these a CPU multiplies int8 faster than fp32; without, it depends on the network."""
 
 
 def graph_precision(precision: Precision) -> Precision:
@@ -274,7 +270,7 @@ def _default(
         return False, f"the artifact has no {graph} graph"
     if precision not in able:
         return False, f"{backend.name} has no {precision} on this CPU"
-    if precision is Precision.INT8 and not _has_int8_instructions():
+    if precision is Precision.INT8 and not machine.cpu_abilities().int8:
         return False, "this CPU has no instructions for int8 (fcn-bench --tune finds the fastest)"
     measured = [
         fidelity.label_agreement
@@ -294,7 +290,3 @@ def _default(
 def _installed(suffix: str) -> tuple[str, ...]:
     backends = [get_backend(name) for name in backend_names()]
     return tuple(b.name for b in backends if suffix in b.suffixes and b.available())
-
-
-def _has_int8_instructions() -> bool:
-    return any(f.present and f.name in _INT8_FEATURES for f in describe_machine().features)

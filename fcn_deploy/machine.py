@@ -10,8 +10,11 @@ from importlib import metadata
 from pathlib import Path
 
 __all__ = [
+    "CpuAbilities",
     "CpuFeature",
     "Machine",
+    "abilities_of",
+    "cpu_abilities",
     "cpu_features",
     "cpu_identity",
     "describe_machine",
@@ -38,6 +41,21 @@ class CpuFeature:
     name: str
     present: bool | None
     purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class CpuAbilities:
+    """The reduced arithmetic that a CPU has instructions for: what the rules of precision ask.
+
+    There is no fp16 here: graphs of fp16 are computed in fp32, whatever the CPU could do.
+
+    Attributes:
+        bf16: it multiplies bf16 without conversion; elsewhere bf16 is slower than fp32.
+        int8: it multiplies int8 faster than fp32; without, it depends on the network.
+    """
+
+    bf16: bool
+    int8: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +94,6 @@ _X86_FEATURES = (
     ("BF16", "bf16 without conversion", ("avx512_bf16", "amx_bf16")),
     ("AMX", "bf16 and int8 matrix tiles", ("amx_tile",)),
 )
-_MOST_STREAMS = 4
-
 _ARM_FEATURES = (
     ("NEON", "fp32, 4 values at a time", ("asimd", "neon")),
     ("DotProd", "int8 at full speed", ("asimddp",)),
@@ -92,6 +108,10 @@ _FEATURES = {
     "aarch64": _ARM_FEATURES,
     "arm64": _ARM_FEATURES,
 }
+_BF16_FEATURES = frozenset(("BF16", "AMX"))
+_INT8_FEATURES = frozenset(("VNNI", "AMX", "DotProd", "I8MM"))
+
+_MOST_STREAMS = 4
 
 
 def describe_machine() -> Machine:
@@ -110,6 +130,22 @@ def describe_machine() -> Machine:
         quota_cores=process_quota(),
         usable_cores=usable_cores(),
         gpus=nvidia_gpus(),
+    )
+
+
+def cpu_abilities() -> CpuAbilities:
+    """Say which reduced arithmetic this CPU has instructions for.
+
+    Rules call it as ``machine.cpu_abilities()``, so that their tests replace it in one place.
+    """
+    return abilities_of(cpu_features(_read(Path("/proc/cpuinfo")), platform.machine()))
+
+
+def abilities_of(features: tuple[CpuFeature, ...]) -> CpuAbilities:
+    """Say what these instructions compute in; one that is not known of counts as absent."""
+    present = {feature.name for feature in features if feature.present}
+    return CpuAbilities(
+        bf16=not present.isdisjoint(_BF16_FEATURES), int8=not present.isdisjoint(_INT8_FEATURES)
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
+
+from fcn_deploy.machine import CpuAbilities
 
 # Reasons that hold even in CI, because no change to this repository could end them.
 ALLOWED_SKIPS = (
@@ -53,6 +55,30 @@ def log_levels() -> Generator[None]:
 def rng() -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(20260)
+
+
+@pytest.fixture
+def set_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[CpuAbilities], None]:
+    """Let every rule see a CPU, and an OpenVINO on it, that have just these abilities.
+
+    What does not have them computes all the same: OpenVINO takes fp32 for bf16.
+    """
+
+    def replace_abilities(abilities: CpuAbilities) -> None:
+        monkeypatch.setattr("fcn_deploy.machine.cpu_abilities", lambda: abilities)
+        monkeypatch.setattr(
+            "fcn_deploy.backends.openvino.openvino_has_bf16", lambda: abilities.bf16
+        )
+
+    return replace_abilities
+
+
+@pytest.fixture(params=[True, False], ids=["bf16 and int8", "neither bf16 nor int8"])
+def cpu(request: pytest.FixtureRequest, set_cpu: Callable[[CpuAbilities], None]) -> CpuAbilities:
+    """Run a test twice: on a CPU with everything, and on one with nothing."""
+    abilities = CpuAbilities(bf16=request.param, int8=request.param)
+    set_cpu(abilities)
+    return abilities
 
 
 @pytest.fixture(scope="session", autouse=True)

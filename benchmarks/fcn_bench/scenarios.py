@@ -13,6 +13,7 @@ from fcn_bench.rounds import Series, Track, Work
 from fcn_bench.targets import Candidate
 from fcn_bench.timing import Scope
 from fcn_bench.torch_network import TorchMode
+from fcn_deploy import machine
 from fcn_deploy.errors import BenchmarkError
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "check_scenarios",
     "measured_rows",
     "plan_jobs",
+    "torch_modes",
 ]
 
 Scenario = Literal["latency", "throughput", "stream"]
@@ -124,9 +126,36 @@ def check_scenarios(names: Sequence[str]) -> tuple[Scenario, ...]:
     return tuple(scenario for scenario in SCENARIOS if scenario in names)
 
 
+def torch_modes(*, baseline: bool, compile: bool) -> tuple[tuple[TorchMode, ...], tuple[str, ...]]:
+    """Give PyTorch's rows, and notes on those that are missing.
+
+    bf16-autocast is among them only where the CPU has bf16: without, it is many times slower.
+
+    Args:
+        baseline: there is a PyTorch model.
+        compile: torch.compile was asked for.
+
+    Raises:
+        BenchmarkError: it was asked for, and there is no model.
+    """
+    if not baseline:
+        if compile:
+            raise BenchmarkError("--compile needs a PyTorch baseline.", hint="Name --baseline.")
+        return (), ()
+    modes: list[TorchMode] = ["eager", "channels_last"]
+    notes: tuple[str, ...] = ()
+    if machine.cpu_abilities().bf16:
+        modes.append("bf16-autocast")
+    else:
+        notes = ("this CPU has no bf16, so PyTorch has no bf16-autocast row.",)
+    if compile:
+        modes.append("compile")
+    return tuple(modes), notes
+
+
 def plan_jobs(
     candidates: Sequence[Candidate],
-    torch_modes: Sequence[TorchMode],
+    modes: Sequence[TorchMode],
     scenarios: Sequence[Scenario],
     *,
     streams: int,
@@ -137,7 +166,7 @@ def plan_jobs(
     A candidate has one for latency and frames at a fixed rate and, where there are several
     streams, one for throughput.
     """
-    jobs = [Job(None, mode, 1, tuple(scenarios)) for mode in torch_modes]
+    jobs = [Job(None, mode, 1, tuple(scenarios)) for mode in modes]
     for candidate in candidates:
         if streams == 1:
             jobs.append(Job(candidate, None, 1, tuple(scenarios)))

@@ -27,11 +27,12 @@ from fcn_bench.scenarios import (
     check_scenarios,
     measured_rows,
     plan_jobs,
+    torch_modes,
 )
 from fcn_bench.targets import Candidate, Target, find_candidates, preprocess_of
 from fcn_bench.torch_network import TorchMode
-from fcn_deploy.errors import BenchmarkError, FcnDeployError
-from fcn_deploy.machine import describe_machine, throughput_streams, usable_cores
+from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.machine import throughput_streams, usable_cores
 from fcn_deploy.manifest import Preprocess
 from fcn_deploy.tensors import Array
 from fcn_export.eval_set import EvalSet
@@ -79,7 +80,7 @@ class Session:
             output_key=options.output_key,
             trust_code=options.trust_code,
         )
-        modes, mode_notes = _torch_modes(baseline is not None, options.compile)
+        modes, mode_notes = torch_modes(baseline=baseline is not None, compile=options.compile)
         if reason is not None:
             notes = (*notes, f"{_NO_BASELINE}: {reason}")
         threads = usable_cores()
@@ -255,20 +256,3 @@ def _rate_fps(options: BenchmarkOptions) -> float:
         return options.rate_fps
     own = None if options.input is None else video_rate_fps(options.input)
     return own or _CAMERA_FPS
-
-
-def _torch_modes(baseline: bool, compile: bool) -> tuple[tuple[TorchMode, ...], tuple[str, ...]]:
-    """Give PyTorch's rows; bf16 only where the CPU has it, as without it is many times slower."""
-    if not baseline:
-        if compile:
-            raise BenchmarkError("--compile needs a PyTorch baseline.", hint="Name --baseline.")
-        return (), ()
-    modes: list[TorchMode] = ["eager", "channels_last"]
-    notes: tuple[str, ...] = ()
-    if any(f.name in ("BF16", "AMX") and f.present for f in describe_machine().features):
-        modes.append("bf16-autocast")
-    else:
-        notes = ("this CPU has no bf16, so PyTorch has no bf16-autocast row.",)
-    if compile:
-        modes.append("compile")
-    return tuple(modes), notes

@@ -8,12 +8,12 @@ from typing import Any
 
 from fcn_bench.network import Network
 from fcn_bench.opening import open_network
-from fcn_deploy.machine import describe_machine
+from fcn_deploy import machine
 from fcn_deploy.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from peers.libraries import LIBRARIES
 from peers.subject import Subject
 
-__all__ = ["Contender", "contenders", "has_bf16", "our_row", "torch_rows"]
+__all__ = ["Contender", "contenders", "our_row", "torch_rows"]
 
 OURS = "fcn-deploy"
 
@@ -50,16 +50,10 @@ class Contender:
         return open_network(self.description, streams=1)
 
 
-def has_bf16() -> bool:
-    """Say whether the CPU computes in bf16 natively; on others bf16 is slower than fp32."""
-    features = describe_machine().features
-    return any(feature.name == "BF16" and bool(feature.present) for feature in features)
-
-
 def torch_rows(subject: Subject, *, threads: int) -> list[Contender]:
     """List PyTorch's ways on this machine, eager first; bf16 only where the CPU has it."""
     ways = [("eager", "fp32"), ("channels_last", "fp32")]
-    if has_bf16():
+    if machine.cpu_abilities().bf16:
         ways.append(("bf16-autocast", "bf16"))
     return [_torch_row(subject, mode, precision, threads=threads) for mode, precision in ways]
 
@@ -88,7 +82,7 @@ def contenders(
         graph: the user's graph, bound to the size of the frames.
         brief: only the one way of each library that its users begin with.
     """
-    precisions = ["fp32", "bf16"] if has_bf16() else ["fp32"]
+    precisions = ["fp32", "bf16"] if machine.cpu_abilities().bf16 else ["fp32"]
 
     def library_row(library: str, precision: str) -> Contender:
         described = {"kind": "library", "graph": str(graph), "threads": threads}

@@ -12,7 +12,7 @@ from typing import Any
 
 from fcn_bench.environment import describe_environment
 from fcn_bench.stats import Ratio
-from fcn_deploy.machine import Machine, describe_machine
+from fcn_deploy.machine import Machine, abilities_of, describe_machine
 from peers.race import LEAST_AGREEMENT, Lane, Race
 
 __all__ = [
@@ -162,7 +162,7 @@ def _lacks(machine: Machine) -> str:
         return "The CPU has all instructions that matter here."
     named = "; ".join(f"{feature.name} ({feature.purpose})" for feature in missing)
     text = f"The CPU lacks: {named}."
-    if any(feature.name == "BF16" for feature in missing):
+    if not abilities_of(machine.features).bf16:
         text += " There are no bf16 rows therefore: they appear where the CPU has it."
     return text
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from fcn_bench.rounds import Plan
 from fcn_bench.stats import ratio_of_medians
+from fcn_deploy import machine
 from fcn_deploy.errors import BenchmarkError
 from fcn_deploy.tensors import Array
-from peers.contenders import OURS, contenders, has_bf16
+from peers.contenders import OURS, contenders
 from peers.limits import count_flops, measure_limits
 from peers.race import Lane, Race, run_race
 from peers.results import (
@@ -154,7 +155,7 @@ def _overhead(setting: Setting) -> str:
         module = trained(arch, say=setting.say)
         subject = make_subject(arch, module, folder=cache_folder(), say=setting.say)
         frame = scenes(size, 1)[0]
-        for precision in ("fp32", "bf16") if has_bf16() else ("fp32",):
+        for precision in ("fp32", "bf16") if machine.cpu_abilities().bf16 else ("fp32",):
             found = measure_limits(
                 subject,
                 frame,

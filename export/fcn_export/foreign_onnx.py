@@ -18,6 +18,7 @@ from fcn_deploy.plain_files import read_plain_file
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tail import Tail, find_tail
 from fcn_deploy.tensors import TensorSpec
+from fcn_export.activation import check_activation
 from fcn_export.graph_spec import GraphSpec
 from fcn_export.onnx_file import OnnxFile, write_onnx
 from fcn_export.onnx_surgery import adopt_graph, wrap_network
@@ -46,6 +47,7 @@ class _Network:
         output: that holds scores or labels.
         scores: name of the tensor [N, classes, h, w] before any activation.
         threshold: of a single class's score.
+        threshold_known: it follows from the graph; otherwise scores are taken for logits.
     """
 
     graph: OnnxGraph
@@ -53,6 +55,7 @@ class _Network:
     output: str
     scores: str
     threshold: float
+    threshold_known: bool
 
     @property
     def complete(self) -> bool:
@@ -86,8 +89,14 @@ def stage_onnx(
     with steps.step("try sizes"):
         spec, shapes = _plan(context, network, request)
         steps.tell(f"{spec.num_classes} classes, {shapes.multiple_of} px steps")
+    reference = OnnxReference(context, spec, scores=network.scores, threshold=network.threshold)
     with steps.step("wrap"):
         model = _parse(path, data, graph)
+        check_activation(
+            *(model.graph, reference, spec, shapes),
+            scores=network.scores,
+            threshold_known=network.threshold_known,
+        )
         if network.complete:
             adopt_graph(model, output=network.output)
         else:
@@ -96,7 +105,6 @@ def stage_onnx(
         file = write_onnx(model, folder / GRAPH_NAME)
         del model
         steps.tell(f"opset {graph.opset}, {file.size_bytes / 1e6:.1f} MB")
-    reference = OnnxReference(context, spec, scores=network.scores, threshold=network.threshold)
     source = Source(path.name, hashlib.sha256(data).hexdigest(), None, str(path.absolute()))
     return Staged(file, spec, shapes, reference, source, "onnx", graph.opset)
 
@@ -140,7 +148,8 @@ def _find_network(graph: OnnxGraph, path: Path, request: ExportRequest) -> _Netw
             f"'{path}' takes frames and gives '{wanted}', which cannot be made '{request.head}'.",
             hint="Give the network alone, with a float32 input [N, C, H, W].",
         )
-    return _Network(graph, spec, wanted, tail.scores, _threshold(tail))
+    known = tail.threshold is not None or tail.probabilities or tail.activation is not None
+    return _Network(graph, spec, wanted, tail.scores, _threshold(tail), known)
 
 
 def _check_input(spec: TensorSpec, path: Path, request: ExportRequest) -> None:

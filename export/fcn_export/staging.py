@@ -74,6 +74,7 @@ def stage_module(
     Raises:
         ExportError, ArtifactError: as `export_model` says.
     """
+    from fcn_export.activation import check_activation
     from fcn_export.borrow import borrowed
     from fcn_export.graph import example_size, trace
     from fcn_export.loading import check_finite_weights
@@ -96,6 +97,8 @@ def stage_module(
         graph = trace(module, spec)
         if graph.fixed:
             raise _bound_to_size(module, spec, size, graph)
+        reference = TorchReference(module, spec)
+        check_activation(graph.model.graph, reference, spec, shapes)
         exporter, opset, note = graph.exporter, graph.opset, graph.note
         file = write_onnx(graph.model, folder / GRAPH_NAME)
         del graph
@@ -105,7 +108,7 @@ def stage_module(
         file,
         spec,
         shapes,
-        TorchReference(module, spec),
+        reference,
         _source(loaded),
         exporter,
         opset,

@@ -24,13 +24,19 @@ from fcn_deploy.machine import cpu_identity, usable_cores
 from fcn_deploy.telemetry import import_openvino
 from fcn_deploy.tensors import Array, Precision, TensorSpec
 
-__all__ = ["OpenVinoBackend"]
+__all__ = ["OpenVinoBackend", "openvino_has_bf16"]
 
 _log = logging.getLogger(__name__)
 
 _core_lock = threading.Lock()
 
-_FP16, _BF16 = "FP16", "BF16"  # as OpenVINO names what a CPU computes in
+# OpenVINO's hint f16 would also lower the layers that an fp16 graph keeps in float32
+_ARITHMETIC = {
+    Precision.FP32: "fp32",
+    Precision.BF16: "bf16",
+    Precision.FP16: "fp16 weights, fp32 arithmetic",
+    Precision.INT8: "int8 layers, fp32 between them",
+}
 
 
 class OpenVinoBackend:
@@ -46,13 +52,11 @@ class OpenVinoBackend:
         return str(_library().__version__).split("-")[0]
 
     def precisions(self) -> tuple[Precision, ...]:
-        bf16 = (Precision.BF16,) if _BF16 in _abilities() else ()
+        bf16 = (Precision.BF16,) if openvino_has_bf16() else ()
         return (Precision.FP32, *bf16, Precision.FP16, Precision.INT8)
 
     def arithmetic(self, precision: Precision) -> str:
-        if precision is Precision.FP16 and _hint(precision) == "f32":
-            return "fp16 weights, fp32 arithmetic, as this CPU computes in no fp16"
-        return "int8 layers, fp32 between them" if precision is Precision.INT8 else str(precision)
+        return _ARITHMETIC[precision]
 
     def open(
         self,
@@ -71,7 +75,8 @@ class OpenVinoBackend:
                 hint="Choose one of these with --precision.",
             )
         config = {
-            "INFERENCE_PRECISION_HINT": _hint(precision),
+            # left to itself it takes fp16 or bf16 for every layer, where the CPU has them
+            "INFERENCE_PRECISION_HINT": "bf16" if precision is Precision.BF16 else "f32",
             "NUM_STREAMS": num_streams,
             "INFERENCE_NUM_THREADS": num_threads or usable_cores(),
         }
@@ -80,6 +85,18 @@ class OpenVinoBackend:
         else:
             compiled = _compile_cached(library, source, source.digest, config)
         return OpenVinoContext(compiled, name=source.path.name)
+
+
+def openvino_has_bf16() -> bool:
+    """Say whether OpenVINO computes in bf16 on this CPU.
+
+    Where it does not, it silently takes fp32. So its own word counts, not the CPU's instructions:
+    the two differ on ARM, and where ``ONEDNN_MAX_CPU_ISA`` holds OpenVINO back.
+
+    Raises:
+        BackendUnavailableError: it is not installed.
+    """
+    return "BF16" in _core(_library()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoContext(ContextManaged):
@@ -143,11 +160,6 @@ def _library() -> Any:
         ) from error
 
 
-def _abilities() -> tuple[str, ...]:
-    core = _core(_library())
-    return tuple(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-
-
 def _core(library: Any) -> Any:
     """Give the only Core of a process, which lives as long as it does; threads may share it.
 
@@ -164,13 +176,6 @@ def _core(library: Any) -> Any:
 def _made_core(library: Any, process: int) -> Any:
     del process  # a forked child has a Core of its own
     return library.Core()
-
-
-def _hint(precision: Precision) -> str:
-    """Give OpenVINO the arithmetic: left to itself it takes bf16 where the CPU has it."""
-    if precision is Precision.BF16:
-        return "bf16"
-    return "f16" if precision is Precision.FP16 and _FP16 in _abilities() else "f32"
 
 
 def _compile(core: Any, source: ModelSource, config: Mapping[str, Any]) -> Any:

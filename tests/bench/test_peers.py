@@ -16,9 +16,10 @@ import torch
 from fcn_bench.network import segment
 from fcn_bench.rounds import Plan
 from fcn_deploy.errors import BenchmarkError
+from fcn_deploy.machine import CpuAbilities
 from fcn_export.frames import natural_frame
 from peers.benchmark_app import run_benchmark_app
-from peers.contenders import OURS, Contender, contenders, has_bf16
+from peers.contenders import OURS, Contender, contenders
 from peers.libraries import LIBRARIES, OpenCv, OrtSession
 from peers.process import Process
 from peers.race import Lane, Race, run_race
@@ -164,10 +165,12 @@ def gated_graph() -> onnx.ModelProto:
     )
 
 
-def test_bf16_takes_part_only_where_the_cpu_has_it(subject: Subject) -> None:
+@pytest.mark.cpu_abilities
+def test_bf16_takes_part_only_where_the_cpu_has_it(subject: Subject, cpu: CpuAbilities) -> None:
     rows = contenders(subject, subject.graph, threads=1)
 
-    assert any(row.precision == "bf16" for row in rows) == has_bf16()
+    libraries = {row.library for row in rows if row.precision == "bf16"}
+    assert libraries == ({"PyTorch", "OpenVINO", OURS} if cpu.bf16 else set())
 
 
 def test_network_alone_ends_in_the_scores_and_benchmark_app_runs_it(

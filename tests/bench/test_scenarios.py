@@ -18,11 +18,13 @@ from fcn_bench.scenarios import (
     check_scenarios,
     measured_rows,
     plan_jobs,
+    torch_modes,
 )
 from fcn_bench.targets import Candidate
 from fcn_bench.timing import Slice, Timing, WarmUp
 from fcn_bench.torch_network import TORCH_MODES
 from fcn_deploy.errors import BenchmarkError
+from fcn_deploy.machine import CpuAbilities
 from fcn_deploy.tensors import Precision
 
 OPENVINO = Candidate("openvino", Precision.FP32)
@@ -83,6 +85,23 @@ def test_bf16_autocast_is_a_row_of_bf16() -> None:
     jobs = plan_jobs([], TORCH_MODES, ["latency"], streams=2)
 
     assert [job.precision for job in jobs] == ["fp32", "fp32", "bf16", "fp32"]
+
+
+@pytest.mark.cpu_abilities
+def test_pytorch_has_a_row_of_bf16_only_where_the_cpu_has_it(cpu: CpuAbilities) -> None:
+    modes, notes = torch_modes(baseline=True, compile=True)
+
+    bf16 = ["bf16-autocast"] if cpu.bf16 else []
+    assert list(modes) == ["eager", "channels_last", *bf16, "compile"]
+    assert notes == (
+        () if cpu.bf16 else ("this CPU has no bf16, so PyTorch has no bf16-autocast row.",)
+    )
+
+
+def test_without_a_baseline_pytorch_has_no_rows_and_compile_is_refused() -> None:
+    assert torch_modes(baseline=False, compile=False) == ((), ())
+    with pytest.raises(BenchmarkError, match="--compile needs a PyTorch baseline"):
+        torch_modes(baseline=False, compile=True)
 
 
 def test_scenarios_are_checked() -> None:

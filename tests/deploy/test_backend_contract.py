@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from fcn_deploy.errors import (
     ForkedProcessError,
     ShapeError,
 )
+from fcn_deploy.machine import CpuAbilities
 from fcn_deploy.telemetry import import_openvino
 from fcn_deploy.tensors import Array, Precision
 from tests.deploy.graphs import segmentation_graph
@@ -244,25 +247,75 @@ def test_garbage_is_our_error(backend: Backend) -> None:
         open_graph(backend, b"\x08\x0a garbage")
 
 
+@pytest.mark.cpu_abilities
 def test_a_precision_that_is_not_here_is_refused(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, set_cpu: Callable[[CpuAbilities], None]
 ) -> None:
-    # as on a CPU without bf16
-    monkeypatch.setattr("fcn_deploy.backends.openvino._abilities", lambda: ("FP32",))
+    set_cpu(CpuAbilities(bf16=False, int8=False))
 
     assert Precision.BF16 not in backend.precisions()
     with pytest.raises(BackendUnavailableError, match="cannot compute in bf16"):
         backend.open(ModelSource(Path("model.onnx"), GRAPH), precision=Precision.BF16)
 
 
-def test_what_computes_in_fp32_inside_says_so(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fcn_deploy.backends.openvino._abilities", lambda: ("FP32",))
-
+@pytest.mark.cpu_abilities
+@pytest.mark.usefixtures("cpu")
+def test_what_computes_in_fp32_inside_says_so(backend: Backend) -> None:
     assert backend.arithmetic(Precision.FP32) == "fp32"
     assert "fp32 arithmetic" in backend.arithmetic(Precision.FP16)
     assert "fp32" in backend.arithmetic(Precision.INT8)
+
+
+@pytest.mark.cpu_abilities
+def test_bf16_is_openvinos_alone_and_only_where_the_cpu_has_it(
+    backend: Backend, cpu: CpuAbilities
+) -> None:
+    expected = cpu.bf16 and backend.name == "openvino"
+
+    assert (Precision.BF16 in backend.precisions()) == expected
+
+
+class AskedOpenVino(ModuleType):
+    """Stands in for the library: says what its CPU computes in, and keeps what it is asked for."""
+
+    def __init__(self, *capabilities: str) -> None:
+        super().__init__("openvino")
+        self.__version__ = "2026.4.1"
+        self.capabilities = capabilities
+        self.hints: list[str] = []
+
+    def Core(self) -> AskedOpenVino:
+        return self
+
+    def get_property(self, device: str, name: str) -> tuple[str, ...]:
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return self.capabilities
+
+    def read_model(self, model: object) -> object:
+        return model
+
+    def compile_model(self, model: object, device: str, config: dict[str, Any]) -> SimpleNamespace:
+        self.hints.append(config["INFERENCE_PRECISION_HINT"])
+        return SimpleNamespace(inputs=[], outputs=[])
+
+
+@pytest.mark.parametrize(
+    "capabilities", [("FP32", "INT8"), ("BF16", "FP32", "FP16", "INT8")], ids=["AVX2", "AMX-FP16"]
+)
+def test_openvino_computes_in_bf16_where_asked_to_and_else_in_fp32(
+    capabilities: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the hint f16 would lower the layers too that an fp16 graph keeps in float32
+    library = AskedOpenVino(*capabilities)
+    monkeypatch.setitem(sys.modules, "openvino", library)
+    backend = get_backend("openvino")
+
+    for precision in backend.precisions():
+        backend.open(ModelSource(Path("model.onnx"), GRAPH), precision=precision)
+
+    hints = dict(zip(backend.precisions(), library.hints, strict=True))
+    assert hints.pop(Precision.BF16, None) == ("bf16" if "BF16" in capabilities else None)
+    assert hints == {Precision.FP32: "f32", Precision.FP16: "f32", Precision.INT8: "f32"}
 
 
 def test_close_twice_is_fine_and_use_after_it_is_refused(backend: Backend) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fcn_deploy.choice import choose_precision
-from fcn_deploy.machine import CpuFeature, describe_machine
+from fcn_deploy.machine import CpuAbilities
 from fcn_deploy.manifest import Fidelity, Variant
 from fcn_deploy.tensors import Precision
 from tests.deploy.manifests import MANIFEST
+
+pytestmark = pytest.mark.cpu_abilities
 
 
 class Cpu:
@@ -63,11 +66,9 @@ def test_auto_takes_int8_only_where_the_cpu_is_made_for_it_and_labels_stay(
     instructions: bool,
     chosen: Precision,
     why: str,
-    monkeypatch: pytest.MonkeyPatch,
+    set_cpu: Callable[[CpuAbilities], None],
 ) -> None:
-    vnni = CpuFeature("VNNI", instructions, "int8 at full speed")
-    machine = replace(describe_machine(), features=(vnni,))
-    monkeypatch.setattr("fcn_deploy.choice.describe_machine", lambda: machine)
+    set_cpu(CpuAbilities(bf16=False, int8=instructions))
     variants = MANIFEST.variants[:1]
     if agreement is not None:
         fidelity = (Fidelity("openvino", Precision.INT8, agreement, 0.0),)

@@ -65,6 +65,40 @@ def test_arm_features_are_read_under_their_own_names() -> None:
     assert {f.name for f in features if f.present is False} == {"FP16", "I8MM", "SVE"}
 
 
+@pytest.mark.parametrize(
+    ("architecture", "flags", "bf16", "int8"),
+    [
+        ("x86_64", "avx2", False, False),
+        ("x86_64", "avx2 avx512f", False, False),
+        ("x86_64", "avx2 avx_vnni", False, True),
+        ("x86_64", "avx2 avx512f avx512_vnni", False, True),
+        ("x86_64", "avx2 avx512f avx512_bf16", True, False),
+        ("x86_64", "avx2 avx512f avx512_fp16", False, False),
+        ("x86_64", "avx2 avx512f avx512_vnni amx_tile amx_int8 amx_bf16", True, True),
+        ("aarch64", "asimd asimdhp", False, False),
+        ("aarch64", "asimd asimddp", False, True),
+        ("aarch64", "asimd i8mm bf16", True, True),
+        ("riscv64", "avx512_bf16 avx512_vnni", False, False),
+    ],
+)
+def test_abilities_follow_from_the_instructions(
+    architecture: str, flags: str, bf16: bool, int8: bool
+) -> None:
+    features = machine.cpu_features(f"flags\t\t: {flags}\n", architecture)
+
+    assert machine.abilities_of(features) == machine.CpuAbilities(bf16=bf16, int8=int8)
+
+
+def test_an_ability_that_is_not_known_of_counts_as_absent() -> None:
+    features = machine.cpu_features("", "x86_64")
+
+    assert machine.abilities_of(features) == machine.CpuAbilities(bf16=False, int8=False)
+
+
+def test_abilities_are_those_of_this_machine() -> None:
+    assert machine.cpu_abilities() == machine.abilities_of(machine.describe_machine().features)
+
+
 def test_without_cpuinfo_features_are_unknown_and_not_absent() -> None:
     features = machine.cpu_features("", "arm64")
 

@@ -27,6 +27,7 @@ from fcn_deploy.errors import (
     ParityError,
     UnsupportedModelError,
 )
+from fcn_deploy.machine import CpuAbilities
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.tensors import Precision
 from fcn_export import graph
@@ -129,9 +130,28 @@ def test_the_report_has_figures_and_timings_for_every_step(exported: ExportRepor
     assert files["fp16", "model.fp16.onnx"]["size_bytes"] < document["size_bytes"]
     assert files["fp16", "model.fp16.onnx"]["figures"]["fp16_nodes"] == 3
     rows = {(row["precision"], row["file"]) for row in document["variants"]}
-    assert all("fp" in row["arithmetic"] for row in document["variants"])
     assert any("onnxruntime fp16 was measured with" in note for note in document["notes"])
     assert {("fp32", "model.onnx"), ("fp16", "model.fp16.onnx")} <= rows
+
+
+@pytest.mark.cpu_abilities
+def test_the_report_says_of_every_row_which_arithmetic_it_was_measured_in(
+    cpu: CpuAbilities, tmp_path: Path
+) -> None:
+    report = export_model(seeded(HalfResolution), tmp_path / "model.fcn", request=request())
+
+    document = json.loads(Artifact.open(report.path).read("report.json"))
+    arithmetic = {
+        (row["backend"], row["precision"]): row["arithmetic"] for row in document["variants"]
+    }
+    bf16 = {("openvino", "bf16"): "bf16"} if cpu.bf16 else {}
+    assert arithmetic == {
+        ("openvino", "fp32"): "fp32",
+        ("openvino", "fp16"): "fp16 weights, fp32 arithmetic",
+        ("onnxruntime", "fp32"): "fp32",
+        ("onnxruntime", "fp16"): "fp16 values, fp32 arithmetic inside most nodes",
+        **bf16,
+    }
 
 
 def test_an_existing_artifact_is_kept_unless_force_is_given(

@@ -426,6 +426,7 @@ class HotLayer(nn.Module):
         return torch.as_tensor(self.classifier(torch.tanh(self.hot(features) / 1e5) * 1e5))
 
 
+@pytest.mark.cpu_abilities
 def test_a_layer_beyond_float16_is_found_and_stays_float32(tmp_path: Path) -> None:
     request = ExportRequest(size=(64, 80), min_size=(32, 32), max_size=(96, 96))
 
@@ -440,6 +441,7 @@ def test_a_layer_beyond_float16_is_found_and_stays_float32(tmp_path: Path) -> No
         assert entry.disagreement.label_agreement > 0.99
 
 
+@pytest.mark.cpu_abilities
 def test_the_runtime_opens_the_fp16_graph_peeled_and_whole(tmp_path: Path) -> None:
     request = ExportRequest(size=(64, 80), min_size=(32, 32), max_size=(96, 96))
     report = export_model(seeded(HalfResolution), tmp_path / "m.fcn", request=request)
@@ -454,7 +456,7 @@ def test_the_runtime_opens_the_fp16_graph_peeled_and_whole(tmp_path: Path) -> No
                 result = segmenter(frame, scores=True)
                 assert segmenter.path.name == "model.fp16.onnx"
                 assert segmenter.head.startswith("in the runtime, peeled" if peel else "in the gr")
-                assert "fp32 arithmetic" in segmenter.reason or "fp16" in segmenter.reason
+                assert "fp32 arithmetic" in segmenter.reason
             assert result.scores is not None
             assert result.scores.dtype == np.float32
             found.append(result.labels)

@@ -170,6 +170,7 @@ def test_search_is_shown_as_a_table_of_points(capsys: pytest.CaptureFixture[str]
     ]
 
 
+@pytest.mark.cpu_abilities
 def test_fp16_that_loses_too_much_keeps_the_layers_that_do(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
