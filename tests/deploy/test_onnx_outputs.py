@@ -7,11 +7,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import parser
 
 from fcn_deploy.backends import get_backend
+from fcn_deploy.errors import ArtifactError
 from fcn_deploy.onnx_scan import with_outputs
 from fcn_deploy.segmenter import Segmenter
 from tests.deploy.onnx_models import segmenter_model
+
+BRIGHTEST = """
+<ir_version: 10, opset_import: ["" : 21]>
+brightest (uint8[N, H, W, 3] image) => (uint8[N, H, W] labels)
+{
+    values = Cast<to = 1>(image)
+    best = ArgMax<axis = -1, keepdims = 0>(values)
+    labels = Cast<to = 2>(best)
+}
+"""
 
 
 def importing(domains: tuple[str, ...]) -> bytes:
@@ -38,6 +50,19 @@ def test_a_cut_model_that_imports_several_domains_opens_and_runs(
     assert result.scores is not None
     assert result.scores.shape == (5, 20, 24)
     assert result.labels.shape == (40, 48)
+
+
+def test_scores_of_a_graph_that_labels_the_image_itself_are_said_to_be_missing(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(parser.parse_model(BRIGHTEST).SerializeToString())
+
+    with (
+        Segmenter.open(path, cache=False) as segmenter,
+        pytest.raises(ArtifactError, match="the class scores were not found"),
+    ):
+        segmenter(np.zeros((8, 8, 3), np.uint8), scores=True)
 
 
 def test_a_cut_model_keeps_every_import() -> None:
