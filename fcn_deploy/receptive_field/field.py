@@ -270,7 +270,7 @@ def _size_values(nodes: list[Node], one: _Known, other: _Known) -> Iterator[str]
         if made is None or not made.is_spatial or not works_by_element(node):
             continue
         values = [(one[name].value, other[name].value) for name in node.inputs if name in one]
-        if any(not np.array_equal(*pair) for pair in values if pair[0] is not None):
+        if any(a is not None and b is not None and not np.array_equal(a, b) for a, b in values):
             yield f"{node.op_type} {node.label} takes a value that depends on the image's size"
 
 

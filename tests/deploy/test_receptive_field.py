@@ -140,7 +140,7 @@ def reduced(op: str) -> Build:
 
 def second_of_split(chain: Chain) -> str:
     chain.add("Split", wide(chain), chain.ints(1, 2), outputs=2, axis=1)
-    return chain.nodes[-1].output[1]
+    return str(chain.nodes[-1].output[1])
 
 
 def gathered(chain: Chain) -> str:
@@ -394,7 +394,7 @@ def resized_of_old(chain: Chain) -> str:
 
 def second_of_old_split(chain: Chain) -> str:
     chain.add("Split", wide(chain), outputs=2, axis=1, split=[1, 2])
-    return chain.nodes[-1].output[1]
+    return str(chain.nodes[-1].output[1])
 
 
 OLDER: dict[str, tuple[int, Build]] = {

@@ -98,8 +98,8 @@ def test_a_tile_sees_all_that_its_labels_depend_on(axis: Axis) -> None:
             first = int(labels.nearest[label])
             last = min(first + labels.reach, labels.samples - 1)
             # what lies outside of the frame is padding, which a tile at that border has too
-            assert max(0, span.stride * first + span.low) >= cut.start
-            assert min(axis.length - 1, span.stride * last + span.high) <= cut.stop - 1
+            assert max(Fraction(0), span.stride * first + span.low) >= cut.start
+            assert min(Fraction(axis.length - 1), span.stride * last + span.high) <= cut.stop - 1
 
 
 @given(axes())
