@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from onnx import TensorProto
 
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.tensors import Array
-from fcn_deploy.tiling_check import measure_tiling_error, tiling_self_test
+from fcn_deploy.tiling_check import TilingError, measure_tiling_error, tiling_self_test
 from tests.deploy.field_probe import Chain
 from tests.deploy.graphs import segmentation_graph
 
@@ -139,6 +140,7 @@ def test_tiles_give_the_whole_frames_labels(
 
     with Segmenter.open(path, backend=backend, cache=False) as segmenter:
         whole = segmenter(frame, scores=True)
+        assert whole.scores is not None
         at_pixels = segmenter.scores_at_pixels(whole.scores, size)
     with (
         Segmenter.open(path, backend=backend, cache=False, tile_pixels=48 * 48) as segmenter,
@@ -153,7 +155,6 @@ def test_tiles_give_the_whole_frames_labels(
     assert max(tiles) >= 2
     assert not warnings_of_tiles(caplog)
     assert len(np.unique(whole.labels)) > 1
-    assert whole.scores is not None
     assert tiled.scores is not None
     scale = float(np.ptp(whole.scores))
     assert tiled.scores.shape == whole.scores.shape
@@ -188,6 +189,7 @@ def test_tiles_of_a_network_that_computes_exactly_are_the_frame_bit_for_bit(
     with Segmenter.open(path, **options, tile_pixels=48 * 48) as segmenter:
         tiled = segmenter(frame, scores=True)
 
+    assert whole.scores is not None
     assert tiled.scores is not None
     assert np.array_equal(tiled.scores, whole.scores)
     assert np.array_equal(tiled.scores, np.rint(tiled.scores))
@@ -227,11 +229,21 @@ def test_the_self_test_joins_tiles_of_a_local_network(
     with Segmenter.open(written(tmp_path, build), backend=backend, cache=False) as segmenter:
         result = tiling_self_test(segmenter)
 
+    assert isinstance(result, TilingError)
     assert result.differs is None
     assert result.as_promised
+    assert result.differing_labels == round((1 - result.label_agreement) * math.prod(result.size))
     assert min(result.tiles) >= 3  # one that touches no border
     assert result.label_agreement > 0.999
     assert f"{result.size[0]}x{result.size[1]} in" in str(result)
+
+
+def test_a_self_test_that_would_take_too_long_is_left_out(tmp_path: Path) -> None:
+    with Segmenter.open(written(tmp_path, strided), cache=False) as segmenter:
+        result = tiling_self_test(segmenter, most_seconds=0)
+
+    assert isinstance(result, str)
+    assert "s here, of which 0 are given" in result
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
