@@ -12,7 +12,7 @@ from typing import Any
 from fcn_deploy import __version__
 from fcn_deploy.backends import backend_names, get_backend, plan_backend_names
 from fcn_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from fcn_deploy.errors import BackendUnavailableError
+from fcn_deploy.errors import BackendUnavailableError, ExecutionError, InputError
 from fcn_deploy.field_summary import summarize_field
 from fcn_deploy.libraries import LibraryStatus, check_libraries
 from fcn_deploy.machine import Machine, describe_machine, distribution_version, version_numbers
@@ -21,6 +21,7 @@ from fcn_deploy.model_file import ModelFile, locate_model
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.telemetry import telemetry_settings
 from fcn_deploy.tensors import Precision
+from fcn_deploy.tiling_check import TilingError, tiling_self_test
 
 __all__ = [
     "BackendStatus",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+_TILING_SECONDS = 20.0
+"""What trying tiles may take: someone waits for what else there is to say."""
 
 # of FFmpeg 8.1.2, the first release without CVE-2026-8461 (out of bounds write, MagicYUV)
 _SAFE_LIBAVCODEC = "62.28.102"
@@ -101,6 +105,8 @@ class ModelDiagnosis:
         receptive_field: what the network sees, as the manifest says, or as its graph does where
             there is none; None where it cannot be told.
         problem: why nothing here can run it, and the command that helps.
+        tiling: what tiles of a small frame change; None where this was not tried.
+        tiling_untried: why not; None where it was, or where nothing can run the model.
     """
 
     path: str
@@ -112,6 +118,8 @@ class ModelDiagnosis:
     head: str | None = None
     problem: str | None = None
     receptive_field: SeenByNetwork | None = None
+    tiling: TilingError | None = None
+    tiling_untried: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +205,7 @@ def _diagnose_model(path: Path, *, trust_code: bool) -> ModelDiagnosis:
     seen = _seen(file)
     try:
         with Segmenter.open(path, trust_code=trust_code) as segmenter:
+            tiled = _try_tiles(segmenter)
             return ModelDiagnosis(
                 path=str(path),
                 classes=classes,
@@ -206,10 +215,19 @@ def _diagnose_model(path: Path, *, trust_code: bool) -> ModelDiagnosis:
                 reason=segmenter.reason,
                 head=segmenter.head,
                 receptive_field=seen,
+                tiling=None if isinstance(tiled, str) else tiled,
+                tiling_untried=tiled if isinstance(tiled, str) else None,
             )
     except BackendUnavailableError as error:
         problem = str(error)
         return ModelDiagnosis(str(path), classes, variants, problem=problem, receptive_field=seen)
+
+
+def _try_tiles(segmenter: Segmenter) -> TilingError | str:
+    try:
+        return tiling_self_test(segmenter, most_seconds=_TILING_SECONDS)
+    except (InputError, ExecutionError) as error:  # the model may run on other frames all the same
+        return str(error)
 
 
 def _seen(file: ModelFile) -> SeenByNetwork | None:

@@ -72,6 +72,8 @@ def output_format(
         inner = None if tail.crops or tail.coordinates == "transposed" else tail.low_scores
         scores = inner or tail.scores
         class_axis = tail.class_axis if inner is None else tail.low_class_axis
+        if file.graph is not None and file.graph.producer(scores) is None:
+            scores = None  # the image itself, which is no output that could be asked for
     found = OutputFormat(
         kind="labels" if main.dtype.startswith(("int", "uint", "bool")) else "scores",
         name=main.name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +28,7 @@ class TilingError:
     Attributes:
         size: (height, width) of the frame in px.
         tiles: (down, across).
+        differing_labels: how many pixels have another label than the whole frame gives them.
         label_agreement: share of the pixels with the whole frame's label.
         score_error: largest difference of a score, as a share of the range of the whole frame's
             scores; None where the scores are not to be had.
@@ -35,6 +38,7 @@ class TilingError:
 
     size: tuple[int, int]
     tiles: tuple[int, int]
+    differing_labels: int
     label_agreement: float
     score_error: float | None
     differs: str | None
@@ -85,6 +89,7 @@ def measure_tiling_error(
     return TilingError(
         size=size,
         tiles=tiling.count(size, tile_pixels=tile_pixels),
+        differing_labels=int(np.count_nonzero(whole.labels != tiled.labels)),
         label_agreement=float(np.mean(whole.labels == tiled.labels)),
         score_error=error,
         differs=tiling.differs_at(size),
@@ -92,15 +97,26 @@ def measure_tiling_error(
     )
 
 
-def tiling_self_test(segmenter: Segmenter) -> TilingError:
+def tiling_self_test(
+    segmenter: Segmenter, *, most_seconds: float | None = None
+) -> TilingError | str:
     """Prove on a small synthetic frame, cut into the smallest tiles, that these join up.
 
     The frame is just large enough for a tile that touches no border, and its sides are multiples
     of the network's strides.
 
+    Args:
+        most_seconds: leave it out where a first tile's time says that it would take longer; None
+            sets no limit.
+
+    Returns:
+        What tiles change, or a phrase that says why it was not tried.
+
     Raises:
-        ExecutionError: the backend failed.
+        InputError, ExecutionError: as for segmenting the frame.
     """
+    if segmenter.tiling.whole_pixels is None:
+        return "the network takes frames of one size, which are never cut"
     least, steps = segmenter.tiling.least_tile_px, segmenter.tiling.tile_steps_px
     core = [-(-_CORE_PX // step) * step for step in steps]
     tile = [low + more for low, more in zip(least, core, strict=True)]
@@ -109,4 +125,12 @@ def tiling_self_test(segmenter: Segmenter) -> TilingError:
     coarse = random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
     frame = coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
     frame = np.ascontiguousarray(frame // 2 + random.integers(0, 128, frame.shape, np.uint8))
-    return measure_tiling_error(segmenter, frame, tile_pixels=tile[0] * tile[1])
+    if most_seconds is not None:
+        began = time.monotonic()
+        segmenter.execute(segmenter.prepare([np.ascontiguousarray(frame[: tile[0], : tile[1]])]))
+        down, across = segmenter.tiling.count((height, width), tile_pixels=math.prod(tile))
+        runs = down * across + height * width / math.prod(tile)  # in tiles, and whole
+        seconds = (time.monotonic() - began) * runs
+        if seconds > most_seconds:
+            return f"it would take about {seconds:.2g} s here, of which {most_seconds:g} are given"
+    return measure_tiling_error(segmenter, frame, tile_pixels=math.prod(tile))

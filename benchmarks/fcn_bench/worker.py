@@ -25,6 +25,7 @@ from fcn_bench.rounds import Work
 from fcn_bench.stream import FrameStream
 from fcn_bench.timing import Call, Slice, measure_saturated, measure_slice, warm_up
 from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.machine import peak_rss_bytes
 from fcn_deploy.tensors import Array
 
 __all__ = ["serve"]
@@ -69,7 +70,7 @@ class _Session:
             "reference": self._reference,
             "agreement": self._agreement,
             "confusion": self._confusion,
-            "peak_rss_bytes": _peak_rss_bytes,
+            "peak_rss_bytes": peak_rss_bytes,
         }
 
     def _open(self, network: dict[str, Any], streams: int) -> dict[str, Any]:
@@ -141,16 +142,6 @@ class _Session:
         if self._network is None:
             raise RuntimeError("the first request must be 'open'")
         return self._network
-
-
-def _peak_rss_bytes() -> int | None:
-    """Give the most memory that this process has had, in bytes; None where nobody says."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def main() -> None:

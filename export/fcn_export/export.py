@@ -103,7 +103,7 @@ def export_model(
         classes = _fit_classes(named or staged.classes, staged.spec)
         parity = _verify(staged, request, steps)
         making = Making(
-            *(staged, writer.path, request, _reader(staged, labelled)),
+            *(staged, classes, writer.path, request, _reader(staged, labelled)),
             has_labels=labelled is not None,
             steps=steps,
         )

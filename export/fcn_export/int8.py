@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from fcn_deploy.backends import backend_names, get_backend
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.tensors import Precision
-from fcn_export.class_names import default_classes, read_classes
 from fcn_export.eval_set import EvalItem
 from fcn_export.onnx_file import write_onnx
 from fcn_export.passes.lint import check_types
@@ -133,10 +132,7 @@ def _choose_method(
 
 def _image_notes(making: Making, builder: Int8Builder) -> Iterator[str]:
     """Describe the calibration images, and warn where they are unlike what will be served."""
-    named = making.request.classes_file
-    count = making.staged.spec.num_labels
-    classes = default_classes(count) if named is None else read_classes(named)
-    names = [entry.name for entry in classes]
+    names = [entry.name for entry in making.classes]
     yield f"calibration: {builder.table.images.summary(names)}"
     for warning in builder.table.images.warnings(names):
         yield f"calibration: {warning}"

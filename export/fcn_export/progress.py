@@ -66,8 +66,10 @@ def show_report(report: ExportReport) -> None:
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
     seconds = sum(report.timings_seconds.values())
+    peak = report.peak_rss_bytes
+    memory = "" if peak is None else f", peak memory {peak / 1e9:.2f} GB"
     console.print(
-        f"{report.path}  ({seconds:.0f} s, peak memory {report.peak_rss_bytes / 1e9:.2f} GB)",
+        f"{report.path}  ({seconds:.0f} s{memory})",
         soft_wrap=True,
         markup=False,
     )

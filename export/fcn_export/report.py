@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from fcn_deploy.backends import get_backend
 from fcn_deploy.choice import graph_precision
+from fcn_deploy.machine import peak_rss_bytes
 from fcn_deploy.manifest import ClassInfo, Source
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.tensors import Array, Precision
@@ -110,7 +110,7 @@ class ExportReport:
         images: how many were measured, and of which kind.
         plans: one entry for each that was built, or tried.
         timings_seconds: by step.
-        peak_rss_bytes: of the process, so far.
+        peak_rss_bytes: of the process, so far; None where the system does not say.
     """
 
     path: Path
@@ -130,7 +130,7 @@ class ExportReport:
     images: str
     plans: tuple[PlanFile, ...] = ()
     timings_seconds: dict[str, float] = field(default_factory=dict)
-    peak_rss_bytes: int = field(default_factory=lambda: _peak_rss_bytes())
+    peak_rss_bytes: int | None = field(default_factory=peak_rss_bytes)
 
     def file_of(self, precision: Precision) -> GraphFile:
         """Give the graph that is run for a precision."""
@@ -237,7 +237,3 @@ def _row(row: ParityRow) -> dict[str, Any]:
 def _number(value: float | None) -> float | None:
     """JSON has no NaN."""
     return None if value is None or math.isnan(value) else value
-
-
-def _peak_rss_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -13,6 +13,7 @@ from fcn_deploy.tensors import Precision
 from fcn_export.onnx_file import OnnxFile
 
 if TYPE_CHECKING:
+    from fcn_deploy.manifest import ClassInfo
     from fcn_export.eval_set import EvalItem
     from fcn_export.report import Steps
     from fcn_export.request import ExportRequest
@@ -50,6 +51,7 @@ class Making:
     Attributes:
         staged: the verified fp32 graph, and the model it equals. Its file's folder is where the
             variant is written, under `variant_name`; other files put there join the artifact.
+        classes: one for each label.
         artifact: where the whole goes in the end; an earlier one may be there.
         items: reads the images that variants are measured on, from the first again at each call;
             their labels are ground truth where `has_labels`.
@@ -57,6 +59,7 @@ class Making:
     """
 
     staged: Staged
+    classes: tuple[ClassInfo, ...]
     artifact: Path
     request: ExportRequest
     items: Callable[[], Iterator[EvalItem]]

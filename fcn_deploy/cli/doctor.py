@@ -173,6 +173,7 @@ def _model_lines(model: ModelDiagnosis) -> Iterator[Line]:
         yield "good", f"  {'runs on':<24}{model.backend} in {model.precision}"
         yield "plain", f"  {'because':<24}{model.reason}"
         yield "plain", f"  {'class map':<24}{model.head}"
+        yield from _tiling_lines(model)
     if model.receptive_field is not None:
         yield "plain", f"  {'receptive field':<24}{_seen(model.receptive_field)}"
     if model.classes:
@@ -193,6 +194,32 @@ def _model_lines(model: ModelDiagnosis) -> Iterator[Line]:
                     f"{'' if entry.miou is None else f', mean IoU {entry.miou:.4f}'}"
                 ),
             )
+
+
+def _tiling_lines(model: ModelDiagnosis) -> Iterator[Line]:
+    found = model.tiling
+    if found is None:
+        yield "plain", f"  {'tiles':<24}not tried: {model.tiling_untried}"
+        return
+    height, width = found.size
+    kind, note = "plain", ""
+    if found.differs is not None:
+        note = f"; {found.differs}"
+    elif not found.as_promised:
+        kind = "bad"
+        note = (
+            ", which they must not: report it, and run large frames whole, with a larger "
+            "tile_pixels"
+        )
+    elif found.differing_labels:
+        note = ": near ties, rounded in another order"
+    yield (
+        kind,
+        (
+            f"  {'tiles':<24}{found.differing_labels} of {height * width} labels differ from the "
+            f"whole frame's ({height}x{width} in {found.tiles[0]}x{found.tiles[1]} tiles){note}"
+        ),
+    )
 
 
 def _seen(field: SeenByNetwork) -> str:

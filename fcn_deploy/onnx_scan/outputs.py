@@ -75,13 +75,13 @@ def with_outputs(data: bytes, names: Sequence[str]) -> bytes:
     reader = Reader(
         memoryview(data), name="the model", max_fields=limits.max_fields, max_depth=limits.max_depth
     )
-    head: list[bytes | memoryview] = [encode_int(_MODEL_IR_VERSION, graph.ir_version)]
+    imports: list[bytes] = []
     spans = []
     for field, value in reader.fields(MODEL, ((0, len(data)),)):
         if field == "graph":
             spans.append(value)
         elif field == "opset_import":
-            head.append(encode_delimited(_MODEL_OPSET_IMPORT, data[value[0] : value[1]]))
+            imports.append(encode_delimited(_MODEL_OPSET_IMPORT, data[value[0] : value[1]]))
     body: list[bytes | memoryview] = [encode_delimited(_GRAPH_NAME, b"cut")]
     stored = iter(graph.initializers)
     position = 0
@@ -103,7 +103,9 @@ def with_outputs(data: bytes, names: Sequence[str]) -> bytes:
             body += [encode_key(number, len(content)), content]
     body += [_declared_output(graph, name) for name in names]
     size = sum(len(part) for part in body)
-    return b"".join([*head, encode_key(_MODEL_GRAPH, size), *body])
+    # by number: OpenVINO takes a file for no model if a field comes twice before the graph does
+    head = [encode_int(_MODEL_IR_VERSION, graph.ir_version), encode_key(_MODEL_GRAPH, size)]
+    return b"".join([*head, *body, *imports])
 
 
 def _needed(graph: OnnxGraph, names: Iterable[str]) -> tuple[frozenset[int], frozenset[str]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fcn_deploy.onnx_scan import GraphTensor, Node, OnnxGraph
 from fcn_deploy.onnx_scan.graph import constant_value
-from fcn_deploy.receptive_field.operators import follow
+from fcn_deploy.receptive_field.operators import follow, works_by_element
 from fcn_deploy.receptive_field.spans import Features, Span, UntraceableError
 from fcn_deploy.receptive_field.step import Step
 from fcn_deploy.receptive_field.values import compute_value
@@ -23,9 +23,12 @@ _ROUND_PX = 40_320
 
 _SIZES = ((_ROUND_PX, 2 * _ROUND_PX), (3 * _ROUND_PX, _ROUND_PX))
 
+_GROWN = (_SIZES[1][0] - _SIZES[0][0], _SIZES[1][1] - _SIZES[0][1])
+
 _FLOAT_BYTES = 4
 
 _Spans = tuple[Span | None, ...]
+_Known = Mapping[str, Features]
 
 _IN_PLACE = frozenset(
     {
@@ -76,19 +79,25 @@ class ReceptiveField:
         """Say what an image of (height, width) px does to the field.
 
         Features may be enlarged to the size of others. Where the image's size is no multiple of
-        the strides this stretches them by a ratio that is not that of a part of the image.
+        the strides this stretches them by a ratio that is not that of a part of the image. It may
+        be padded to multiples of more than the strides, and a part of it by another amount.
 
         Returns:
             A phrase that names the first such place; None where the field holds.
         """
-        traced = _Trace(self._graph, self.tensor, size, expected=self._spans)
+        larger = size[0] + self.alignment[0], size[1] + self.alignment[1]
+        traces = [
+            _Trace(self._graph, self.tensor, one, expected=self._spans) for one in (size, larger)
+        ]
         try:
-            traced.run()
+            found, grown = (trace.run() for trace in traces)
+            if traces[0].differs_at is not None:
+                return f"{traces[0].differs_at} in an image of {size[0]}x{size[1]}"
+            for name in found:
+                _check_growth(self._graph, name, found[name], grown[name], self.alignment)
         except UntraceableError as error:
             return str(error)
-        return (
-            f"{traced.differs_at} in an image of {size[0]}x{size[1]}" if traced.differs_at else None
-        )
+        return None
 
     def samples_at(self, size: tuple[int, int]) -> tuple[int, int]:
         """Give how many (rows, columns) of samples an image of (height, width) px has."""
@@ -117,7 +126,7 @@ def find_receptive_field(graph: OnnxGraph, tensor: str) -> ReceptiveField | str:
     try:
         one, other = (trace.run() for trace in traces)
         for name in one:
-            _check_growth(graph, name, one[name], other[name])
+            _check_growth(graph, name, one[name], other[name], _GROWN)
     except UntraceableError as error:
         return str(error)
     spans = {span.axis: span for span in one[tensor].spans if span is not None}
@@ -140,7 +149,9 @@ def find_receptive_field(graph: OnnxGraph, tensor: str) -> ReceptiveField | str:
         rows=spans[0],
         columns=spans[1],
         alignment=(alignment[0], alignment[1]),
-        broken_by=tuple(dict.fromkeys(traces[0].broken_by)),
+        broken_by=tuple(
+            dict.fromkeys([*traces[0].broken_by, *_size_values(traces[0].nodes, one, other)])
+        ),
         bytes_per_px=held / (_SIZES[0][0] * _SIZES[0][1]),
         _graph=graph,
         _spans={name: features.spans for name, features in one.items()},
@@ -252,8 +263,21 @@ def _ancestors(graph: OnnxGraph, tensor: str) -> Iterator[Node]:
     return reversed(found)
 
 
-def _check_growth(graph: OnnxGraph, name: str, one: Features, other: Features) -> None:
-    """Refuse a tensor whose size does not follow the image's."""
+def _size_values(nodes: list[Node], one: _Known, other: _Known) -> Iterator[str]:
+    """Name operators that compute the image's features with a value that follows its size."""
+    for node in nodes:
+        made = one.get(node.outputs[0])
+        if made is None or not made.is_spatial or not works_by_element(node):
+            continue
+        values = [(one[name].value, other[name].value) for name in node.inputs if name in one]
+        if any(a is not None and b is not None and not np.array_equal(a, b) for a, b in values):
+            yield f"{node.op_type} {node.label} takes a value that depends on the image's size"
+
+
+def _check_growth(
+    graph: OnnxGraph, name: str, one: Features, other: Features, grown: tuple[int, int]
+) -> None:
+    """Refuse a tensor whose size does not grow as the image does, by (height, width) px."""
     node = graph.producer(name)
     where = repr(name) if node is None else f"{node.op_type} {node.label}"
     if one.spans != other.spans:
@@ -261,8 +285,7 @@ def _check_growth(graph: OnnxGraph, name: str, one: Features, other: Features) -
     for before, after, span in zip(one.dims, other.dims, one.spans, strict=True):
         if span is None:
             continue
-        grown = _SIZES[1][span.axis] - _SIZES[0][span.axis]
-        if (after - before) * span.stride != grown:
+        if (after - before) * span.stride != grown[span.axis]:
             raise UntraceableError(f"{where} does not follow the image's size")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from fcn_deploy.onnx_scan import Node
 from fcn_deploy.receptive_field.spans import (
     Features,
     Span,
@@ -15,7 +16,7 @@ from fcn_deploy.receptive_field.spans import (
 from fcn_deploy.receptive_field.step import Step
 from fcn_deploy.receptive_field.windows import convolve, convolve_transposed, pool, resize
 
-__all__ = ["follow"]
+__all__ = ["follow", "works_by_element"]
 
 
 def follow(step: Step) -> tuple[Features, ...]:
@@ -27,10 +28,15 @@ def follow(step: Step) -> tuple[Features, ...]:
     node = step.node
     if node.op_type == "Split" and node.domain == "":
         return _split(step)
-    rule = _RULES.get(node.op_type) if node.domain in ("", "com.microsoft") else None
+    rule = _RULES.get(node.op_type) if node.domain == "" else None
     if rule is None:
         raise UntraceableError("is not known")
     return (rule(step),)
+
+
+def works_by_element(node: Node) -> bool:
+    """Say whether an operator computes with all its inputs' values, rather than sizes or places."""
+    return _RULES.get(node.op_type) is _broadcast
 
 
 def _same(step: Step) -> Features:
@@ -82,6 +88,12 @@ def _softmax(step: Step) -> Features:
 
 def _normalize(step: Step) -> Features:
     step.note_whole(range(2, len(step.first.dims)))
+    return _same(step)
+
+
+def _normalize_batch(step: Step) -> Features:
+    if step.integer("training_mode", 0):  # by the image's own mean, not the stored one
+        step.note_whole(range(2, len(step.first.dims)))
     return _same(step)
 
 
@@ -277,9 +289,10 @@ def _table(
 
 _RULES = _table(
     (_same, "Identity Cast CastLike Relu LeakyRelu Sigmoid HardSigmoid HardSwish Tanh Clip Elu"),
-    (_same, "Selu Celu Gelu FastGelu QuickGelu Softplus Softsign Mish Swish Erf Exp Log Sqrt"),
+    (_same, "Selu Celu Gelu Softplus Softsign Mish Swish Erf Exp Log Sqrt"),
     (_same, "ThresholdedRelu Reciprocal Abs Neg Sign Floor Ceil Round Not Sin Cos Dropout"),
-    (_same, "BatchNormalization LRN QuantizeLinear DequantizeLinear"),
+    (_same, "LRN QuantizeLinear DequantizeLinear"),
+    (_normalize_batch, "BatchNormalization"),
     (_broadcast, "Add Sub Mul Div Pow Mod Min Max Sum Mean Where PRelu And Or Xor"),
     (_broadcast, "Equal Greater GreaterOrEqual Less LessOrEqual"),
     (_reduce, "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2"),

@@ -15,6 +15,7 @@ from fcn_deploy import __version__, doctor
 from fcn_deploy.artifact import ArtifactWriter
 from fcn_deploy.backends import backend_names, plan_backend_names
 from fcn_deploy.cli.doctor import main
+from fcn_deploy.errors import ExecutionError
 from fcn_deploy.machine import usable_cores
 from fcn_deploy.manifest import (
     ClassInfo,
@@ -29,6 +30,7 @@ from fcn_deploy.manifest import (
 from fcn_deploy.profile import ShapeRange
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.tensors import Precision
+from fcn_deploy.tiling_check import TilingError
 
 # the brightest channel of the frame is the label
 GRAPH = """
@@ -38,6 +40,21 @@ brightest (uint8[N, H, W, 3] image) => (uint8[N, H, W] labels)
     values = Cast<to = 1>(image)
     best = ArgMax<axis = -1, keepdims = 0>(values)
     labels = Cast<to = 2>(best)
+}
+"""
+
+# 1 where the blue channel is above the frame's mean
+ABOVE_MEAN = """
+<ir_version: 10, opset_import: ["" : 21]>
+above (uint8[N, H, W, 3] image) => (uint8[N, H, W] labels)
+<int64[1] blue = {0}, int64[3] sides = {1, 2, 3}, int64[1] last = {3}>
+{
+    values = Cast<to = 1>(image)
+    one = Gather<axis = -1>(values, blue)
+    mean = ReduceMean<keepdims = 1>(one, sides)
+    above = Greater(one, mean)
+    flat = Squeeze(above, last)
+    labels = Cast<to = 2>(flat)
 }
 """
 
@@ -163,6 +180,97 @@ def test_a_bare_graph_is_asked_itself_what_it_sees(
     _, document = run_json(capsys, str(path))
 
     assert document["model"]["receptive_field"]["size"] == [1, 1]
+
+
+def test_tiles_are_tried_and_the_labels_that_differ_counted(
+    capsys: pytest.CaptureFixture[str], artifact: Path
+) -> None:
+    _, document = run_json(capsys, str(artifact))
+    main([str(artifact)])
+
+    tiling = document["model"]["tiling"]
+    height, width = tiling["size"]
+    assert tiling["differing_labels"] == 0
+    assert tiling["tiles"] == [3, 3]
+    assert tiling["differs"] is None
+    assert document["model"]["tiling_untried"] is None
+    assert (
+        f"tiles                   0 of {height * width} labels differ from the whole frame's "
+        f"({height}x{width} in 3x3 tiles)\n"
+    ) in capsys.readouterr().out
+
+
+def test_a_network_that_reads_the_whole_frame_is_said_to_differ_in_tiles(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mean.onnx"
+    path.write_bytes(parser.parse_model(ABOVE_MEAN).SerializeToString())
+
+    status, document = run_json(capsys, str(path))
+    main([str(path)])
+
+    assert status == 0
+    assert document["model"]["tiling"]["differing_labels"] > 0
+    assert "ReduceMean" in document["model"]["tiling"]["differs"]
+    (line,) = (one for one in capsys.readouterr().out.splitlines() if one.startswith("  tiles "))
+    assert f" {document['model']['tiling']['differing_labels']} of " in line
+    assert line.endswith("tiles); " + document["model"]["tiling"]["differs"])
+
+
+def test_tiles_that_break_the_promise_are_shown_as_a_fault(
+    capsys: pytest.CaptureFixture[str], artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = TilingError((96, 96), (3, 3), 90, 1 - 90 / 96**2, 0.25, None, 1e-4)
+    monkeypatch.setattr(doctor, "tiling_self_test", lambda segmenter, **_: found)
+
+    main([str(artifact)])
+
+    assert (
+        "90 of 9216 labels differ from the whole frame's (96x96 in 3x3 tiles), which they must "
+        "not: report it, and run large frames whole, with a larger tile_pixels"
+    ) in capsys.readouterr().out
+
+
+def test_tiles_that_differ_by_rounding_are_no_fault(
+    capsys: pytest.CaptureFixture[str], artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = TilingError((96, 96), (3, 3), 1, 1 - 1 / 96**2, 2e-7, None, 1e-4)
+    monkeypatch.setattr(doctor, "tiling_self_test", lambda segmenter, **_: found)
+
+    main([str(artifact)])
+
+    assert "(96x96 in 3x3 tiles): near ties, rounded in another order" in capsys.readouterr().out
+
+
+def test_a_network_of_one_size_is_never_cut(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "fixed.onnx"
+    fixed = GRAPH.replace("N, H, W", "1, 32, 32")
+    path.write_bytes(parser.parse_model(fixed).SerializeToString())
+
+    _, document = run_json(capsys, str(path))
+    main([str(path)])
+
+    assert document["model"]["tiling"] is None
+    reason = "the network takes frames of one size, which are never cut"
+    assert document["model"]["tiling_untried"] == reason
+    assert f"tiles                   not tried: {reason}" in capsys.readouterr().out
+
+
+def test_a_network_that_fails_in_tiles_is_still_described(
+    capsys: pytest.CaptureFixture[str], artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(segmenter: Segmenter, **_: object) -> TilingError:
+        raise ExecutionError("the network gave NaN.")
+
+    monkeypatch.setattr(doctor, "tiling_self_test", fail)
+
+    status, document = run_json(capsys, str(artifact))
+
+    assert status == 0
+    assert document["model"]["tiling_untried"] == "the network gave NaN."
+    assert document["model"]["backend"] == "openvino"
 
 
 def test_plan_is_listed_with_what_built_it_and_for_which_gpus(

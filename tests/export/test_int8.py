@@ -14,12 +14,15 @@ from rich.console import Console
 
 from fcn_deploy.artifact import Artifact
 from fcn_deploy.errors import BudgetError
+from fcn_deploy.manifest import ClassInfo, Preprocess
 from fcn_deploy.tensors import Array, Precision
 from fcn_export.export import ExportRequest, export_model
 from fcn_export.frames import natural_frame
+from fcn_export.models import FCN, Backbone, save_checkpoint
 from fcn_export.quantize.table import TABLE_NAME
 from fcn_export.report import StepEvent
 from tests.export.qdq_graphs import FrameGraph
+from tests.export.tiny_networks import seeded
 
 _OUTLIER = 3000.0
 
@@ -140,6 +143,33 @@ def test_budget_that_cannot_hold_leaves_no_artifact(
         export_model(path, tmp_path / "out.fcn", request=_request(tmp_path, 0.0))
 
     assert not (tmp_path / "out.fcn").exists()
+
+
+def test_classes_that_calibration_hardly_saw_are_named_as_the_checkpoint_names_them(
+    tmp_path: Path,
+) -> None:
+    names = ("road", "kerb", "car", "tree")
+    classes = tuple(ClassInfo(name, (index, 0, 0)) for index, name in enumerate(names))
+    network = seeded(lambda: FCN(Backbone("vgg11", 0.125, fc_width=8), "32s", 4))
+    mean_and_std = Preprocess((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "rgb")
+    save_checkpoint(network, tmp_path / "model.pt", preprocess=mean_and_std, classes=classes)
+    cv2.imwrite(str(tmp_path / "only.png"), np.zeros((64, 64, 3), np.uint8))
+    request = ExportRequest(
+        precisions=("int8",),
+        calibrate=tmp_path / "only.png",
+        engine="none",
+        size=(64, 64),
+        min_size=(64, 64),
+        max_size=(128, 128),
+    )
+
+    report = export_model(tmp_path / "model.pt", tmp_path / "model.fcn", request=request)
+
+    summary, hardly_seen = (
+        next(note for note in report.notes if text in note) for text in ("predicted:", "hardly saw")
+    )
+    assert [name for name in names if f"{name} " in summary]
+    assert [name for name in names if f"{name} (" in hardly_seen]
 
 
 def test_int8_without_images_says_what_to_give() -> None:
