@@ -39,13 +39,13 @@ readme: $(READY)  ## put what the last make demo measured into README.md
 	$(BIN)/python scripts/write_readme.py
 
 peers: $(READY)  ## measure against other runtimes, half an hour, into benchmarks/RESULTS.md
-	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.research.peers
 
 paper: $(READY)  ## time the FCN paper's networks, full-size, at 500x500, into benchmarks/PAPER.md
-	$(BIN)/python -m benchmarks.paper
+	$(BIN)/python -m benchmarks.research.paper
 
 full-networks: $(READY)  ## export and verify the FCN paper's networks, full-size, under build/paper
-	$(BIN)/python -m benchmarks.paper --prepare
+	$(BIN)/python -m benchmarks.research.paper --prepare
 
 test: $(READY)  ## run all tests, in two processes
 	$(BIN)/python scripts/run_tests.py $(PYTEST_ARGS)
@@ -60,7 +60,7 @@ gpu-check: $(READY)  ## on a machine with an NVIDIA GPU: build, compare and time
 	$(BIN)/python -m fcn_bench.gpu_check $(GPU_CHECK_ARGS)
 
 plans: $(READY)  ## build plans of the FCN family, without a GPU, in every precision
-	$(BIN)/python -m benchmarks.plans --network family
+	$(BIN)/python -m benchmarks.research.plans --network family
 
 pycuda: $(READY)  ## build PyCUDA for the tests into the user's cache, where CUDA's headers are
 	$(BIN)/python scripts/build_pycuda.py

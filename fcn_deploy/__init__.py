@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fcn_deploy.errors import FcnDeployError
+    from fcn_deploy.names import Precision
     from fcn_deploy.segmenter import Segmentation, Segmenter
-    from fcn_deploy.tensors import Precision
     from fcn_deploy.video.pipeline import VideoPipeline
 
 __version__ = "0.1.0"
@@ -24,7 +24,7 @@ __all__ = [
 
 _HOMES = {
     "FcnDeployError": "fcn_deploy.errors",
-    "Precision": "fcn_deploy.tensors",
+    "Precision": "fcn_deploy.names",
     "Segmentation": "fcn_deploy.segmenter",
     "Segmenter": "fcn_deploy.segmenter",
     "VideoPipeline": "fcn_deploy.video.pipeline",

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from fcn_deploy import __version__
+from fcn_deploy.artifact.manifest import Fidelity, Manifest, SeenByNetwork
 from fcn_deploy.backends import backend_names, get_backend, plan_backend_names
 from fcn_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from fcn_deploy.errors import BackendUnavailableError, ExecutionError, InputError
-from fcn_deploy.field_summary import summarize_field
+from fcn_deploy.graph.field_summary import summarize_field
 from fcn_deploy.libraries import LibraryStatus, check_libraries
 from fcn_deploy.machine import Machine, describe_machine, distribution_version, version_numbers
-from fcn_deploy.manifest import Fidelity, Manifest, SeenByNetwork
-from fcn_deploy.model_file import ModelFile, locate_model
+from fcn_deploy.names import Precision
+from fcn_deploy.opening.locate import ModelFile, locate_model
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.telemetry import telemetry_settings
-from fcn_deploy.tensors import Precision
-from fcn_deploy.tiling_check import TilingError, tiling_self_test
+from fcn_deploy.tiling.self_test import TilingError, tiling_self_test
 
 __all__ = [
     "BackendStatus",

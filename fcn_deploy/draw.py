@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fcn_deploy.errors import ShapeError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["colorize", "overlay", "side_by_side", "voc_palette"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fcn_deploy.artifact.manifest import Preprocess
 from fcn_deploy.errors import ArtifactError, DTypeError, FrameTooLargeError, ShapeError
-from fcn_deploy.manifest import Preprocess
-from fcn_deploy.tensors import Array, ColorOrder, NetworkColor, TensorSpec
+from fcn_deploy.names import Array, ColorOrder, NetworkColor, TensorSpec
 
 __all__ = [
     "IMAGENET_MEAN",

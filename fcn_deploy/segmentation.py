@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fcn_deploy import draw
-from fcn_deploy.manifest import ClassInfo
-from fcn_deploy.tensors import Array
+from fcn_deploy.artifact.manifest import ClassInfo
+from fcn_deploy.names import Array
 
 __all__ = ["Segmentation"]
 

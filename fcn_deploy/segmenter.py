@@ -8,18 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 
+from fcn_deploy.artifact.manifest import ClassInfo, Manifest
+from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.backends.base import ContextManaged, RunTimes, TimedContext
 from fcn_deploy.backends.execution_providers import ProviderList
 from fcn_deploy.errors import ShapeError
-from fcn_deploy.loading import OpenedModel, open_model
-from fcn_deploy.manifest import ClassInfo, Manifest
-from fcn_deploy.output_reader import OutputReader
+from fcn_deploy.names import Array, NetworkColor
+from fcn_deploy.opening.load import OpenedModel, open_model
+from fcn_deploy.opening.output_reader import OutputReader
+from fcn_deploy.opening.scores_network import ScoresNetwork
 from fcn_deploy.preprocess import check_frame, pad_frame
-from fcn_deploy.profile import ShapeRange
-from fcn_deploy.scores_network import ScoresNetwork
 from fcn_deploy.segmentation import Segmentation
-from fcn_deploy.tensors import Array, NetworkColor
-from fcn_deploy.tiling import Tiling
+from fcn_deploy.tiling.tiles import Tiling
 
 __all__ = ["Segmentation", "Segmenter"]
 

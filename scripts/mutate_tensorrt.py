@@ -312,7 +312,7 @@ def apply(mutation: Mutation, package: Path) -> None:
 
 def first_failure(package: Path) -> str | None:
     """Run the tests on the copy until one fails; gives its name, or None where none does."""
-    tests = [str(package / "tests/deploy/tensorrt" / name) for name in TESTS]
+    tests = [str(package / "tests/deploy/backends/tensorrt" / name) for name in TESTS]
     process = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-x", "-q", "--timeout", "200"),

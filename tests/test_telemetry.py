@@ -18,7 +18,7 @@ FOLDERS = ("fcn_deploy", "export", "benchmarks", "scripts", "examples")
 REPORTING = {"onnxruntime", "openvino"}
 SEAM = "fcn_deploy/telemetry.py"
 # runs in the environment of --nncf-python, which has no fcn_deploy
-ALONE = "benchmarks/nncf_quantize.py"
+ALONE = "benchmarks/research/nncf_quantize.py"
 
 NOWHERE = "http://127.0.0.1:9"  # so that a run that is meant to report reaches nobody
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fcn_bench.network import Network, segment
 from fcn_deploy.errors import BenchmarkError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["Agreement", "confusion_on_files", "measure_agreement", "write_reference"]
 
@@ -82,8 +82,8 @@ def confusion_on_files(
         SourceError: a file is missing or cannot be read.
         InputError: labels are of another size than their image, or of unknown classes.
     """
-    from fcn_export.eval_set import EvalSet
-    from fcn_export.fidelity import confusion_matrix
+    from fcn_export.check.fidelity import confusion_matrix
+    from fcn_models.labelled_images import EvalSet
 
     total = np.zeros((num_labels, num_labels), np.int64)
     for item in EvalSet.find(images, labels).items(color="bgr", num_labels=num_labels):
@@ -92,7 +92,7 @@ def confusion_on_files(
 
 
 def _compare(pairs: Sequence[tuple[Array, Array | None]], reference: Path) -> Agreement:
-    from fcn_export.fidelity import (
+    from fcn_export.check.fidelity import (
         Disagreement,
         confusion_matrix,
         mean_iou,

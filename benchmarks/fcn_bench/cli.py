@@ -21,12 +21,12 @@ from fcn_deploy.cli.run import (
     write_text,
 )
 from fcn_deploy.errors import BenchmarkError
-from fcn_deploy.tensors import NETWORK_COLORS, Precision
+from fcn_deploy.names import NETWORK_COLORS, Precision
 
 if TYPE_CHECKING:
     from fcn_bench.options import BenchmarkOptions
     from fcn_bench.report import BenchmarkReport
-    from fcn_deploy.manifest import Preprocess
+    from fcn_deploy.artifact.manifest import Preprocess
 
 __all__ = ["build_parser", "main"]
 
@@ -168,7 +168,7 @@ def _run(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace) -> BenchmarkOptions:
     from fcn_bench.options import BenchmarkOptions
     from fcn_bench.rounds import Plan
-    from fcn_export.factory import parse_arch_args
+    from fcn_export.load.factory import parse_arch_args
 
     try:
         return BenchmarkOptions(
@@ -194,7 +194,7 @@ def _options(args: argparse.Namespace) -> BenchmarkOptions:
 
 
 def _preprocess(args: argparse.Namespace) -> Preprocess | None:
-    from fcn_deploy.manifest import Preprocess
+    from fcn_deploy.artifact.manifest import Preprocess
     from fcn_deploy.preprocess import default_preprocess
 
     if args.mean is None and args.std is None and args.color is None:
@@ -218,7 +218,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 
 def _write(report: BenchmarkReport, args: argparse.Namespace) -> None:
-    from fcn_bench.page import html_text
+    from fcn_bench.html import html_text
     from fcn_bench.tables import csv_text, markdown_text, terminal_table
 
     if not _stdout_taken(args) and not args.quiet:

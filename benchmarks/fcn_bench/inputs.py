@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from fcn_deploy.errors import BenchmarkError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 from fcn_deploy.video.sources import fps_hint
 
 __all__ = ["FRAMES_AT_MOST", "read_frames", "synthetic_frames", "video_rate_fps"]
@@ -26,7 +26,7 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 def synthetic_frames(height: int, width: int, *, batch: int) -> Array:
     """Make frames for one size: uint8 [count, height, width, 3], BGR; whole batches."""
-    from fcn_export.frames import natural_frame
+    from fcn_export.check.sample_frames import natural_frame
 
     frames = [natural_frame(height, width, seed) for seed in range(_SYNTHETIC_FRAMES)]
     return _whole_batches(frames, batch)

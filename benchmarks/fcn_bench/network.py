@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from fcn_bench.rounds import Work
 from fcn_bench.timing import Call, Timing
 from fcn_deploy.backends.base import RunTimes
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["Network", "TimedNetwork", "segment", "timed_call"]
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from fcn_bench.network import Network
+from fcn_deploy.artifact.manifest import Preprocess
 from fcn_deploy.backends import plan_backend_names
 from fcn_deploy.backends.base import RunTimes
 from fcn_deploy.errors import ArtifactError
-from fcn_deploy.manifest import Preprocess
+from fcn_deploy.names import Array, NetworkColor
 from fcn_deploy.segmenter import Segmenter
-from fcn_deploy.tensors import Array, NetworkColor
 
 __all__ = ["PlanNetwork", "SegmenterNetwork", "open_network"]
 
@@ -96,9 +96,9 @@ def open_network(network: dict[str, Any], *, streams: int) -> Network:
 
 
 def _open_torch(network: dict[str, Any]) -> Network:
-    from fcn_bench.torch_network import TorchNetwork
+    from fcn_bench.torch_baseline import TorchNetwork
     from fcn_export.graph_spec import GraphSpec
-    from fcn_export.loading import load_model, parse_arch_args, probe
+    from fcn_export.load.torch_model import load_model, parse_arch_args, probe
 
     preprocess = Preprocess(
         tuple(network["preprocess"]["mean"]),

@@ -9,8 +9,8 @@ from typing import Any
 
 from fcn_bench.rounds import Plan
 from fcn_bench.scenarios import DEFAULT_SCENARIOS
-from fcn_deploy.manifest import Preprocess
-from fcn_deploy.tensors import Precision
+from fcn_deploy.artifact.manifest import Preprocess
+from fcn_deploy.names import Precision
 
 __all__ = ["BenchmarkOptions"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fcn_bench.judge import Verdict
 from fcn_bench.stats import LatencySummary, Ratio
+from fcn_bench.verdict import Verdict
 
 __all__ = [
     "SCHEMA_VERSION",

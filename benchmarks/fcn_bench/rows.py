@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fcn_bench.agreement import Agreement
-from fcn_bench.judge import Evidence, judge
 from fcn_bench.report import Row, RowFidelity, RowKey, Speedup, StartTimes
 from fcn_bench.scenarios import Measured
 from fcn_bench.stats import ratio_of_medians, summarise
-from fcn_deploy.tensors import Array
+from fcn_bench.verdict import Evidence, judge
+from fcn_deploy.names import Array
 
 __all__ = ["GroundTruth", "Outcome", "make_rows"]
 
@@ -28,7 +28,7 @@ class GroundTruth:
 
     @classmethod
     def of(cls, confusion: Array) -> GroundTruth:
-        from fcn_export.fidelity import mean_iou
+        from fcn_export.check.fidelity import mean_iou
 
         return cls(mean_iou(confusion)[0])
 

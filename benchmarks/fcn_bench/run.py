@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from fcn_bench.measurement import Session
 from fcn_bench.options import BenchmarkOptions
 from fcn_bench.report import BenchmarkReport, Row
-from fcn_bench.session import Session
 from fcn_bench.targets import read_target
 
 __all__ = ["BenchmarkInterrupted", "BenchmarkOptions", "benchmark"]

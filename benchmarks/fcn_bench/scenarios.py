@@ -12,7 +12,7 @@ from fcn_bench.report import RowKey
 from fcn_bench.rounds import Series, Track, Work
 from fcn_bench.targets import Candidate
 from fcn_bench.timing import Scope
-from fcn_bench.torch_network import TorchMode
+from fcn_bench.torch_baseline import TorchMode
 from fcn_deploy import machine
 from fcn_deploy.errors import BenchmarkError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = [
     "LatencySummary",

@@ -16,8 +16,8 @@ import numpy as np
 
 from fcn_bench.network import Network, segment
 from fcn_bench.timing import Slice, Timing, collector_off
+from fcn_deploy.names import Array
 from fcn_deploy.segmentation import Segmentation
-from fcn_deploy.tensors import Array
 from fcn_deploy.video.frames import SegmentedFrame, VideoFrame
 from fcn_deploy.video.pipeline import VideoPipeline
 from fcn_deploy.video.sinks import ImageSink

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fcn_bench.judge import Verdict
 from fcn_bench.report import BenchmarkReport, Row, Speedup
+from fcn_bench.verdict import Verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

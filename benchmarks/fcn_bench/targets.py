@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fcn_deploy.artifact import Artifact
+from fcn_deploy.artifact.folder import Artifact
+from fcn_deploy.artifact.manifest import Manifest, Preprocess, Variant
+from fcn_deploy.artifact.plain_files import sha256_of
 from fcn_deploy.backends import backend_names, get_backend, plan_backend_names
 from fcn_deploy.errors import BackendUnavailableError, BenchmarkError
-from fcn_deploy.manifest import Manifest, Preprocess, Variant
-from fcn_deploy.model_file import locate_model
-from fcn_deploy.plain_files import sha256_of
-from fcn_deploy.tensors import Precision
+from fcn_deploy.names import Precision
+from fcn_deploy.opening.locate import locate_model
 
 __all__ = ["Candidate", "Target", "find_candidates", "read_target"]
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fcn_bench.judge import Verdict
 from fcn_bench.report import BenchmarkReport, Row
-from fcn_deploy.artifact import Artifact
-from fcn_deploy.choice import MIN_LABEL_AGREEMENT
+from fcn_bench.verdict import Verdict
+from fcn_deploy.artifact.folder import Artifact
+from fcn_deploy.artifact.manifest import Fidelity, Manifest
 from fcn_deploy.errors import BenchmarkError, ManifestError
-from fcn_deploy.manifest import Fidelity, Manifest
-from fcn_deploy.tensors import Precision
-from fcn_deploy.tuned import TunedRow, TunedRows, keep_rows
+from fcn_deploy.names import Precision
+from fcn_deploy.opening.choose import MIN_LABEL_AGREEMENT
+from fcn_deploy.opening.tuned import TunedRow, TunedRows, keep_rows
 from fcn_export.export import MAX_MIOU_DROP
 
 __all__ = ["NotTuned", "Tuned", "check_tunable", "tune"]

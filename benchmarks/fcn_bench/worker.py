@@ -26,7 +26,7 @@ from fcn_bench.stream import FrameStream
 from fcn_bench.timing import Call, Slice, measure_saturated, measure_slice, warm_up
 from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.machine import peak_rss_bytes
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["serve"]
 

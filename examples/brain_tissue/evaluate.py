@@ -11,7 +11,7 @@ import numpy as np
 
 from examples.brain_tissue.data import CLASS_NAMES, Slices, load_slices
 from examples.brain_tissue.network import MEAN, STD, BrainTissueFCN, brain_tissue_fcn
-from fcn_export.fidelity import confusion_matrix, mean_iou
+from fcn_export.check.fidelity import confusion_matrix, mean_iou
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

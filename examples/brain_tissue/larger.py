@@ -17,8 +17,8 @@ from torchvision.models.segmentation import fcn_resnet50
 
 from examples.brain_tissue.data import CLASS_NAMES
 from examples.brain_tissue.network import MEAN, STD
-from fcn_deploy.manifest import Preprocess
-from fcn_export.models import FolderDataset, Recipe, fine_tune
+from fcn_deploy.artifact.manifest import Preprocess
+from fcn_models import FolderDataset, Recipe, fine_tune
 
 __all__ = ["larger_network", "main"]
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fcn_deploy.manifest import ClassInfo, Preprocess
-from fcn_export.fidelity import IGNORE_LABEL
-from fcn_export.models.data import normalised
+from fcn_deploy.artifact.manifest import ClassInfo, Preprocess
+from fcn_deploy.names import IGNORE_LABEL
+from fcn_models.data import normalised
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,16 +12,16 @@ import cv2
 import numpy as np
 
 from examples.digits.data import CLASSES, NUM_CLASSES, PREPROCESS, DigitCrops, Scene, make_scene
-from fcn_export.fidelity import (
-    IGNORE_LABEL,
+from fcn_deploy.names import IGNORE_LABEL
+from fcn_export import load_fcn
+from fcn_export.check.fidelity import (
     confusion_matrix,
     frequency_weighted_iou,
     mean_accuracy,
     mean_iou,
     pixel_accuracy,
 )
-from fcn_export.models import load_fcn
-from fcn_export.models.data import normalised
+from fcn_models.data import normalised
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

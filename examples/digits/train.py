@@ -23,8 +23,8 @@ from examples.digits.evaluate import (
     score_network,
 )
 from fcn_deploy.machine import usable_cores
-from fcn_export.models import FCN, Backbone, Recipe, fine_tune, save_checkpoint
-from fcn_export.models.fcn import VARIANTS, Variant
+from fcn_models import FCN, Backbone, Recipe, fine_tune, save_checkpoint
+from fcn_models.fcn import VARIANTS, Variant
 
 __all__ = ["BACKBONE", "STARTS", "Start", "main", "make_start", "train_classifier", "train_start"]
 

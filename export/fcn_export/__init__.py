@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fcn_export.engine import BuildConfig, build_engine
     from fcn_export.export import ExportReport, export_model
-    from fcn_export.loading import LoadedModel, load_model
+    from fcn_export.load.fcn_checkpoint import load_fcn
+    from fcn_export.load.torch_model import LoadedModel, load_model
     from fcn_export.request import ExportRequest
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LoadedModel",
     "build_engine",
     "export_model",
+    "load_fcn",
     "load_model",
 ]
 
@@ -26,9 +28,10 @@ _HOMES = {
     "build_engine": "fcn_export.engine",
     "ExportReport": "fcn_export.export",
     "ExportRequest": "fcn_export.request",
-    "LoadedModel": "fcn_export.loading",
+    "LoadedModel": "fcn_export.load.torch_model",
     "export_model": "fcn_export.export",
-    "load_model": "fcn_export.loading",
+    "load_fcn": "fcn_export.load.fcn_checkpoint",
+    "load_model": "fcn_export.load.torch_model",
 }
 
 

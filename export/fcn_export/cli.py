@@ -194,7 +194,7 @@ def _add_engine_options(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export as the parsed arguments say; gives the exit status."""
     from fcn_export.export import default_output, export_model
-    from fcn_export.progress import show_report, step_printer
+    from fcn_export.terminal import show_report, step_printer
 
     request = _request(args)
     output = args.output or default_output(args.model)
@@ -213,7 +213,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _request(args: argparse.Namespace) -> ExportRequest:
     from fcn_deploy.errors import FcnDeployError
-    from fcn_export.factory import parse_arch_args
+    from fcn_export.load.factory import parse_arch_args
     from fcn_export.request import ExportRequest
 
     try:

@@ -12,28 +12,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fcn_deploy.artifact import ArtifactWriter
+from fcn_deploy.artifact.folder import ArtifactWriter
+from fcn_deploy.artifact.manifest import ClassInfo, Manifest, Variant
+from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.backends import get_backend
-from fcn_deploy.choice import graph_precision
 from fcn_deploy.errors import BudgetError, ManifestError, ParityError
-from fcn_deploy.field_summary import summarize_field
-from fcn_deploy.manifest import ClassInfo, Manifest, Variant
-from fcn_deploy.onnx_scan import scan_onnx
-from fcn_deploy.profile import ShapeRange
-from fcn_deploy.tensors import Precision
-from fcn_export.class_names import default_classes, read_classes
-from fcn_export.engine.plans import PlanFile, PlanSetup, build_plans, set_up_plans
-from fcn_export.eval_set import EvalItem, EvalSet
-from fcn_export.frames import natural_frame
+from fcn_deploy.graph.field_summary import summarize_field
+from fcn_deploy.graph.scan import scan_onnx
+from fcn_deploy.names import Precision
+from fcn_deploy.opening.choose import graph_precision
+from fcn_export.check.measure import Measured, measure, runners
+from fcn_export.check.sample_frames import natural_frame
+from fcn_export.check.verify import ParityRow, unseen_shapes, verify
 from fcn_export.graph_spec import GraphSpec
-from fcn_export.libraries import library_versions, require_libraries
-from fcn_export.measure import Measured, measure, runners
-from fcn_export.quantize.images import check_source
-from fcn_export.report import ExportReport, GraphFile, OnStep, Steps
+from fcn_export.load.class_names import default_classes, read_classes
+from fcn_export.plans import PlanFile, PlanSetup, build_plans, set_up_plans
+from fcn_export.precision.calibration_images import check_source
+from fcn_export.precision.variants import make_variants
+from fcn_export.report import ExportReport, GraphFile
 from fcn_export.request import ExportRequest
-from fcn_export.staging import Staged, stage_module
-from fcn_export.variants import GraphVariant, Making, make_variants
-from fcn_export.verify import ParityRow, unseen_shapes, verify
+from fcn_export.requirements import library_versions, require_libraries
+from fcn_export.staged import GraphVariant, Staged, VariantInputs
+from fcn_export.steps import OnStep, Steps
+from fcn_export.trace.stage_module import stage_module
+from fcn_models.labelled_images import EvalItem, EvalSet
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,20 +104,26 @@ def export_model(
         staged = _stage(model, writer.folder, request, steps, stack)
         classes = _fit_classes(named or staged.classes, staged.spec)
         parity = _verify(staged, request, steps)
-        making = Making(
-            *(staged, classes, writer.path, request, _reader(staged, labelled)),
+        inputs = VariantInputs(
+            staged=staged,
+            artifact=writer.path,
+            classes=classes,
+            calibrate=request.calibrate,
+            max_miou_drop=request.max_miou_drop,
+            items=_reader(staged, labelled),
             has_labels=labelled is not None,
             steps=steps,
         )
-        variants = make_variants(making)
-        own, measured = _measure(making, variants)
+        variants = make_variants(inputs, request.wanted_precisions())
+        own, measured = _measure(inputs, variants)
         report = _report(writer.path, staged, classes, parity, variants, own, measured, labelled)
         _check_budget(report, request)
-        report = _with_plans(report, setup, build_plans(setup, making, variants, writer))
+        plans = build_plans(setup, request, staged, variants, writer=writer, steps=steps)
+        report = _with_plans(report, setup, plans)
         with steps.step("write"):
             report = replace(report, timings_seconds=dict(steps.seconds))
             writer.add(REPORT_NAME, report.to_bytes())
-            writer.commit(_manifest(report, staged, making))
+            writer.commit(_manifest(report, staged, inputs))
             steps.tell(str(writer.path))
     return replace(report, timings_seconds=dict(steps.seconds))
 
@@ -128,7 +136,7 @@ def _stage(
     stack: ExitStack,
 ) -> Staged:
     if isinstance(model, str | os.PathLike) and Path(model).suffix.lower() == ".onnx":
-        from fcn_export.foreign_onnx import stage_onnx
+        from fcn_export.trace.stage_onnx import stage_onnx
 
         return stage_onnx(Path(model), folder, request, steps, stack)
     return stage_module(model, folder, request, steps, stack)
@@ -180,9 +188,9 @@ def _reader(staged: Staged, labelled: EvalSet | None) -> Callable[[], Iterator[E
 
 
 def _measure(
-    making: Making, variants: tuple[GraphVariant, ...]
+    inputs: VariantInputs, variants: tuple[GraphVariant, ...]
 ) -> tuple[Measured, tuple[Measured, ...]]:
-    staged, steps = making.staged, making.steps
+    staged, steps = inputs.staged, inputs.steps
     graphs = {variant.precision: variant.file for variant in variants}
     candidates = runners(graphs)
     with steps.step("measure"):
@@ -191,13 +199,13 @@ def _measure(
             staged.reference,
             staged.spec,
             staged.shapes,
-            making.items(),
+            inputs.items(),
             candidates=candidates,
-            has_labels=making.has_labels,
+            has_labels=inputs.has_labels,
             on_progress=steps.tell,
         )
         names = ", ".join(str(candidate) for candidate in candidates)
-        steps.tell(f"{names} on {'labelled images' if making.has_labels else 'synthetic frames'}")
+        steps.tell(f"{names} on {'labelled images' if inputs.has_labels else 'synthetic frames'}")
     return own, measured
 
 
@@ -289,9 +297,9 @@ def _check_budget(report: ExportReport, request: ExportRequest) -> None:
         )
 
 
-def _manifest(report: ExportReport, staged: Staged, making: Making) -> Manifest:
+def _manifest(report: ExportReport, staged: Staged, inputs: VariantInputs) -> Manifest:
     seen = summarize_field(scan_onnx(staged.file.data, folder=staged.file.path.parent))
-    budget = {MAX_MIOU_DROP: f"{making.request.max_miou_drop:g}"} if making.has_labels else {}
+    budget = {MAX_MIOU_DROP: f"{inputs.max_miou_drop:g}"} if inputs.has_labels else {}
     return Manifest(
         inputs=(staged.spec.input,),
         outputs=staged.spec.outputs,

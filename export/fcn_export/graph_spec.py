@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from fcn_deploy.manifest import Preprocess, TensorInfo
-from fcn_deploy.tensors import ColorOrder
+from fcn_deploy.artifact.manifest import Preprocess, TensorInfo
+from fcn_deploy.names import ColorOrder
 
 __all__ = [
     "HEADS",

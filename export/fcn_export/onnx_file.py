@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from fcn_deploy.backends import get_backend
 from fcn_deploy.backends.base import ExecutionContext, ModelSource
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_deploy.onnx_scan import with_extra_outputs
-from fcn_deploy.tensors import Precision
-from fcn_export.foreign_errors import first_line
+from fcn_deploy.graph.scan import with_extra_outputs
+from fcn_deploy.names import Precision
 from fcn_export.memory import release_freed_memory
+from fcn_models.foreign_errors import first_line
 
 if TYPE_CHECKING:
     import onnx

@@ -4,74 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from fcn_deploy.artifact.manifest import ClassInfo, Source
+from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.backends import get_backend
-from fcn_deploy.choice import graph_precision
 from fcn_deploy.machine import peak_rss_bytes
-from fcn_deploy.manifest import ClassInfo, Source
-from fcn_deploy.profile import ShapeRange
-from fcn_deploy.tensors import Array, Precision
-from fcn_export.engine.plans import PlanFile
-from fcn_export.fidelity import mean_iou, pixel_accuracy
-from fcn_export.measure import Measured
-from fcn_export.variants import GraphVariant
-from fcn_export.verify import ParityRow
+from fcn_deploy.names import Array, Precision
+from fcn_deploy.opening.choose import graph_precision
+from fcn_export.check.fidelity import mean_iou, pixel_accuracy
+from fcn_export.check.measure import Measured
+from fcn_export.check.verify import ParityRow
+from fcn_export.plans import PlanFile
+from fcn_export.staged import GraphVariant
 
-__all__ = ["ExportReport", "GraphFile", "OnStep", "StepEvent", "Steps"]
+__all__ = ["ExportReport", "GraphFile"]
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class StepEvent:
-    """Something to tell somebody who waits.
-
-    Attributes:
-        step: such as ``"verify"``.
-        state: ``"running"`` may come several times, with another detail.
-        seconds: since the step began.
-    """
-
-    step: str
-    state: Literal["running", "done"]
-    detail: str
-    seconds: float
-
-
-OnStep = Callable[[StepEvent], None]
-
-
-class Steps:
-    """Times the steps of an export and tells a listener."""
-
-    def __init__(self, on_step: OnStep | None = None) -> None:
-        self._on_step = on_step or (lambda event: None)
-        self._began = 0.0
-        self._step = ""
-        self._detail = ""
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Time a step; its last detail is what it ends with."""
-        self._step, self._detail, self._began = name, "", time.monotonic()
-        self.tell("")
-        yield
-        passed = time.monotonic() - self._began
-        self.seconds[name] = round(passed, 3)
-        self._on_step(StepEvent(name, "done", self._detail, passed))
-
-    def tell(self, detail: str) -> None:
-        """Say what the current step is doing, or has done."""
-        self._detail = detail
-        passed = time.monotonic() - self._began
-        self._on_step(StepEvent(self._step, "running", detail, passed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fcn_deploy.errors import UnsupportedModelError
-from fcn_deploy.manifest import Preprocess
+from fcn_deploy.artifact.manifest import Preprocess
+from fcn_deploy.artifact.shape_range import ShapeRange
+from fcn_deploy.names import NETWORK_COLORS, ColorOrder, NetworkColor, Precision
 from fcn_deploy.preprocess import default_preprocess
-from fcn_deploy.profile import ShapeRange
-from fcn_deploy.tensors import NETWORK_COLORS, ColorOrder, NetworkColor, Precision
 from fcn_export.graph_spec import HEADS, Head
-from fcn_export.variants import made_precisions
 
 __all__ = ["MIN_OPSET", "ExportRequest"]
 
@@ -40,7 +38,6 @@ class ExportRequest:
 
     Raises:
         ValueError: a value is none of its choices, or sizes contradict each other.
-        UnsupportedModelError: a precision that this version does not make.
     """
 
     arch: str | None = None
@@ -114,14 +111,6 @@ class ExportRequest:
                 "precision int8 takes its ranges from images; name them with calibrate "
                 "(--calibrate PATH)"
             )
-        made = made_precisions()
-        for precision in self.wanted_precisions():
-            if precision not in made:
-                raise UnsupportedModelError(
-                    f"precision {precision} is not in this version; it makes {', '.join(made)}.",
-                    hint=f"Leave {precision} out of --precision"
-                    + (", and --calibrate." if self.calibrate is not None else "."),
-                )
 
     def _check_engine_options(self) -> None:
         from fcn_export.engine.config import BuildConfig

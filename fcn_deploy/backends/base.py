@@ -9,10 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
+from fcn_deploy.artifact.manifest import Manifest, Variant
 from fcn_deploy.errors import ClosedError, DTypeError, ForkedProcessError, ShapeError
-from fcn_deploy.manifest import Manifest, Variant
-from fcn_deploy.onnx_scan import with_outputs
-from fcn_deploy.tensors import Array, Precision, TensorSpec
+from fcn_deploy.graph.scan import with_outputs
+from fcn_deploy.names import Array, Precision, TensorSpec
 
 __all__ = [
     "Backend",

@@ -21,10 +21,10 @@ from fcn_deploy.backends.execution_providers import (
     provider_needs,
 )
 from fcn_deploy.errors import ArtifactError, BackendUnavailableError, ExecutionError
+from fcn_deploy.graph.scan import scan_onnx
 from fcn_deploy.machine import usable_cores
-from fcn_deploy.onnx_scan import scan_onnx
+from fcn_deploy.names import Array, Precision, TensorSpec
 from fcn_deploy.telemetry import import_onnxruntime
-from fcn_deploy.tensors import Array, Precision, TensorSpec
 
 __all__ = ["OnnxRuntimeBackend"]
 

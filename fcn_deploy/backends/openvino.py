@@ -21,8 +21,8 @@ from fcn_deploy.errors import (
     ExecutionError,
 )
 from fcn_deploy.machine import cpu_identity, usable_cores
+from fcn_deploy.names import Array, Precision, TensorSpec
 from fcn_deploy.telemetry import import_openvino
-from fcn_deploy.tensors import Array, Precision, TensorSpec
 
 __all__ = ["OpenVinoBackend", "openvino_has_bf16"]
 

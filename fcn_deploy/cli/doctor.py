@@ -16,10 +16,10 @@ from fcn_deploy.cli.run import (
 )
 
 if TYPE_CHECKING:
+    from fcn_deploy.artifact.manifest import SeenByNetwork
     from fcn_deploy.doctor import Diagnosis, ModelDiagnosis
     from fcn_deploy.libraries import LibraryStatus
     from fcn_deploy.machine import Machine
-    from fcn_deploy.manifest import SeenByNetwork
 
 __all__ = ["main"]
 

@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tell(args: argparse.Namespace, reports: Sequence[JobReport], *, complete: bool) -> None:
-    from fcn_deploy.video.stats import combine
+    from fcn_deploy.video.frame_counts import combine
 
     for report in reports:
         if args.quiet:

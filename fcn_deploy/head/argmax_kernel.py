@@ -21,7 +21,7 @@ from numba import types
 from fcn_deploy.head.compiling import kernel, part
 from fcn_deploy.head.geometry import LANES, Axis
 from fcn_deploy.head.vectors import ROW_PAIR, contest, copy_line, lowest_bit
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["argmax_kernel"]
 

@@ -10,7 +10,7 @@ from numba import types
 
 from fcn_deploy.head.compiling import kernel, part
 from fcn_deploy.head.geometry import Axis
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["confidence_kernel"]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["LANES", "Axis", "Upsampled", "interpolate", "make_axis"]
 

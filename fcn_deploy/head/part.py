@@ -9,7 +9,7 @@ import numpy as np
 from fcn_deploy.errors import ShapeError
 from fcn_deploy.head.geometry import LANES, Axis, Upsampled
 from fcn_deploy.head.upsample import _as_batch, _label, _label_dtype, _threads
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["AxisPart", "upsample_argmax_part"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from fcn_deploy.errors import NonFiniteOutputError, ShapeError
 from fcn_deploy.head.geometry import Axis, make_axis
 from fcn_deploy.machine import usable_cores
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["load_kernels", "upsample_argmax", "upsample_confidence"]
 

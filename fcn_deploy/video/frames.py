@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 if TYPE_CHECKING:
     from fcn_deploy.segmentation import Segmentation

@@ -14,9 +14,9 @@ from typing import Literal, Self, get_args
 
 from fcn_deploy.errors import ClosedError
 from fcn_deploy.video.channel import Channel, ChannelClosedError, Producing
+from fcn_deploy.video.frame_counts import LATENCIES_KEPT, PipelineStats
 from fcn_deploy.video.frames import FrameSegmenter, FrameSource, SegmentedFrame, VideoFrame
 from fcn_deploy.video.sources import open_source
-from fcn_deploy.video.stats import LATENCIES_KEPT, PipelineStats
 from fcn_deploy.video.turns import Turns
 
 __all__ = ["POLICIES", "Policy", "VideoPipeline"]

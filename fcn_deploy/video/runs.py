@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from fcn_deploy.errors import BackendUnavailableError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
+from fcn_deploy.video.frame_counts import PipelineStats
 from fcn_deploy.video.frames import FrameSegmenter, SegmentedFrame
 from fcn_deploy.video.jobs import SegmentJob
 from fcn_deploy.video.pipeline import Policy, VideoPipeline
 from fcn_deploy.video.sinks import ImageSink, VideoSink, View, render
-from fcn_deploy.video.stats import PipelineStats
 from fcn_deploy.video.writers import WriterName
 
 __all__ = ["JobReport", "run_job"]

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from fcn_deploy.errors import ClosedError, DiskFullError, SinkError, SinkFormatError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 from fcn_deploy.video.frames import SegmentedFrame
 from fcn_deploy.video.writers import (
     VIDEO_SUFFIXES,

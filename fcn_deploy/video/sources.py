@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcn_deploy.errors import FrameTooLargeError, SourceError, SourceOpenError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 from fcn_deploy.video.address import IMAGE_SUFFIXES, AddressKind, address_kind
 from fcn_deploy.video.frames import MAX_PIXELS, FrameSource, VideoFrame
 from fcn_deploy.video.image_header import image_size

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
 
 from fcn_deploy.errors import BackendUnavailableError, DiskFullError, SinkError, SinkFormatError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 if TYPE_CHECKING:
     import av

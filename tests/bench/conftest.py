@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fcn_deploy import Segmenter
-from fcn_export.frames import natural_frame
+from fcn_export.check.sample_frames import natural_frame
 
 NETWORK_CODE = '''
 """A user's own network: three convolutions, scores at half the size."""

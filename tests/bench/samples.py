@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fcn_bench.judge import Verdict
 from fcn_bench.report import BenchmarkReport, Row, RowFidelity, RowKey, Speedup, StartTimes
 from fcn_bench.stats import Ratio, summarise
+from fcn_bench.verdict import Verdict
 
 ENVIRONMENT = {
     "cpu": "A CPU",

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from fcn_deploy.tensors import Precision
-from tests.deploy.tensorrt.fake_driver import build_fake_libcuda
-from tests.deploy.tensorrt.simulated_tensorrt import make_plan
-from tests.deploy.tensorrt.test_backend import write_artifact
-from tests.deploy.tensorrt.worlds import GRAPH, LARGE, SMALL
+from fcn_deploy.names import Precision
+from tests.deploy.backends.tensorrt.fake_driver import build_fake_libcuda
+from tests.deploy.backends.tensorrt.simulated_tensorrt import make_plan
+from tests.deploy.backends.tensorrt.test_backend import write_artifact
+from tests.deploy.backends.tensorrt.worlds import GRAPH, LARGE, SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,8 +32,8 @@ TENSORRT = '''
 """Stands for NVIDIA's package: the simulation, over whatever libcuda.so.1 is loaded."""
 import sys
 
-from tests.deploy.tensorrt.fake_driver import CDriver
-from tests.deploy.tensorrt.simulated_tensorrt import simulated_module
+from tests.deploy.backends.tensorrt.fake_driver import CDriver
+from tests.deploy.backends.tensorrt.simulated_tensorrt import simulated_module
 
 sys.modules[__name__] = simulated_module(__name__, CDriver())
 '''

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fcn_bench.compare import compare, load_report
-from fcn_bench.judge import Verdict
+from fcn_bench.verdict import Verdict
 from fcn_deploy.errors import BenchmarkError
 from tests.bench.samples import make_key, make_report, make_row
 

@@ -17,20 +17,20 @@ import pytest
 
 import fcn_export.engine
 from fcn_bench.gpu_check import case, cli, labels, measure, plan
+from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.backends.tensorrt import head_kernel, label_stage
 from fcn_deploy.backends.tensorrt.graph_cache import GraphCache
 from fcn_deploy.backends.tensorrt.head_kernel import TAINTED, HeadArguments
 from fcn_deploy.errors import BackendUnavailableError, BenchmarkError
 from fcn_deploy.head import upsample_argmax
 from fcn_deploy.head.geometry import make_axis
-from fcn_deploy.profile import ShapeRange
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
+from tests.deploy.backends.tensorrt.fake_driver import build_host_kernel
+from tests.deploy.backends.tensorrt.simulated_driver import SimDevice, SimDriver
+from tests.deploy.backends.tensorrt.simulated_tensorrt import make_plan
+from tests.deploy.backends.tensorrt.test_backend import VERSIONS, write_artifact
+from tests.deploy.backends.tensorrt.worlds import GRAPH, use_head, use_simulation
 from tests.deploy.graphs import segmentation_graph
-from tests.deploy.tensorrt.fake_driver import build_host_kernel
-from tests.deploy.tensorrt.simulated_driver import SimDevice, SimDriver
-from tests.deploy.tensorrt.simulated_tensorrt import make_plan
-from tests.deploy.tensorrt.test_backend import VERSIONS, write_artifact
-from tests.deploy.tensorrt.worlds import GRAPH, use_head, use_simulation
 
 SHAPES = ShapeRange((1, 32, 32), (1, 64, 64), (2, 96, 96))
 

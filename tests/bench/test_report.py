@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 
 from rich.console import Console
 
-from fcn_bench.judge import Verdict
-from fcn_bench.page import html_text
+from fcn_bench.html import html_text
 from fcn_bench.report import RowFidelity
 from fcn_bench.tables import csv_text, markdown_text, terminal_table
+from fcn_bench.verdict import Verdict
 from tests.bench.samples import make_key, make_report, make_row
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from fcn_bench.agreement import Agreement
-from fcn_bench.judge import Verdict
 from fcn_bench.report import Row
 from fcn_bench.rounds import Series, Track, Work
 from fcn_bench.rows import GroundTruth, Outcome, make_rows
@@ -22,10 +21,11 @@ from fcn_bench.scenarios import (
 )
 from fcn_bench.targets import Candidate
 from fcn_bench.timing import Slice, Timing, WarmUp
-from fcn_bench.torch_network import TORCH_MODES
+from fcn_bench.torch_baseline import TORCH_MODES
+from fcn_bench.verdict import Verdict
 from fcn_deploy.errors import BenchmarkError
 from fcn_deploy.machine import CpuAbilities
-from fcn_deploy.tensors import Precision
+from fcn_deploy.names import Precision
 
 OPENVINO = Candidate("openvino", Precision.FP32)
 BOTH: tuple[Scenario, ...] = ("latency", "throughput")

@@ -13,7 +13,7 @@ import pytest
 
 from fcn_bench.stream import Arrivals, FrameStream
 from fcn_deploy.errors import ExecutionError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 FRAMES = [np.full((8, 12, 3), 10 * (1 + n), np.uint8) for n in range(3)]
 

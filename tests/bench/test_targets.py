@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fcn_bench.baseline import find_baseline
+from fcn_bench.baseline_model import find_baseline
 from fcn_bench.targets import Target, find_candidates, preprocess_of, read_target
+from fcn_deploy.artifact.manifest import Manifest, Preprocess
 from fcn_deploy.backends import get_backend
 from fcn_deploy.errors import (
     ArtifactError,
@@ -18,8 +19,7 @@ from fcn_deploy.errors import (
     BenchmarkError,
     UntrustedArtifactError,
 )
-from fcn_deploy.manifest import Manifest, Preprocess
-from fcn_deploy.tensors import Precision
+from fcn_deploy.names import Precision
 from tests.bench.conftest import TinyModel
 from tests.deploy.graphs import segmentation_graph
 

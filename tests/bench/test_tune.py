@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from fcn_bench.cli import main
-from fcn_bench.judge import Verdict
 from fcn_bench.report import Row, RowFidelity
 from fcn_bench.tune import NotTuned, Tuned, check_tunable, tune
-from fcn_deploy.artifact import Artifact
+from fcn_bench.verdict import Verdict
+from fcn_deploy.artifact.folder import Artifact
+from fcn_deploy.artifact.manifest import Fidelity, Manifest, Variant
 from fcn_deploy.errors import BenchmarkError, ManifestError
-from fcn_deploy.manifest import Fidelity, Manifest, Variant
-from fcn_deploy.tensors import Precision
-from fcn_deploy.tuned import kept_rows
+from fcn_deploy.names import Precision
+from fcn_deploy.opening.tuned import kept_rows
 from tests.bench.conftest import TinyModel
 from tests.bench.samples import make_key, make_report, make_row
 from tests.deploy.manifests import MANIFEST

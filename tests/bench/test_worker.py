@@ -18,8 +18,8 @@ from fcn_bench.remote import Worker
 from fcn_bench.worker import serve
 from fcn_deploy import Segmenter
 from fcn_deploy.errors import ArtifactMissingError, BenchmarkError
-from fcn_deploy.tensors import Array
-from fcn_export.frames import natural_frame
+from fcn_deploy.names import Array
+from fcn_export.check.sample_frames import natural_frame
 from tests.bench.conftest import TinyModel
 from tests.deploy.graphs import segmentation_graph
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fcn_deploy.artifact import ArtifactWriter
-from fcn_deploy.manifest import ClassInfo
-from fcn_deploy.tensors import Array
+from fcn_deploy.artifact.folder import ArtifactWriter
+from fcn_deploy.artifact.manifest import ClassInfo
+from fcn_deploy.names import Array
 from tests.deploy.graphs import segmentation_graph
 from tests.deploy.manifests import MANIFEST
 

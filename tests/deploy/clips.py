@@ -9,9 +9,9 @@ from threading import Event
 import cv2
 import numpy as np
 
-from fcn_deploy.manifest import ClassInfo
+from fcn_deploy.artifact.manifest import ClassInfo
+from fcn_deploy.names import Array
 from fcn_deploy.segmentation import Segmentation
-from fcn_deploy.tensors import Array
 from fcn_deploy.video.frames import VideoFrame
 
 CLASSES = (ClassInfo("dark", (0, 0, 0)), ClassInfo("bright", (0, 255, 0)))

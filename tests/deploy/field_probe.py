@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fcn_deploy.onnx_scan import scan_onnx
-from fcn_deploy.receptive_field import ReceptiveField, Span, find_receptive_field
+from fcn_deploy.graph.receptive_field import ReceptiveField, Span, find_receptive_field
+from fcn_deploy.graph.scan import scan_onnx
 
 Array = npt.NDArray[Any]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fcn_deploy.head.geometry import make_axis
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["Interpolated", "interpolate"]
 

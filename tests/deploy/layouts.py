@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["LAYOUTS", "of_a_file", "of_bytes"]
 

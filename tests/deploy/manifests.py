@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fcn_deploy.manifest import (
+from fcn_deploy.artifact.manifest import (
     ClassInfo,
     Fidelity,
     FileEntry,
@@ -14,8 +14,8 @@ from fcn_deploy.manifest import (
     Variant,
     WorstImage,
 )
-from fcn_deploy.profile import ShapeRange
-from fcn_deploy.tensors import Precision
+from fcn_deploy.artifact.shape_range import ShapeRange
+from fcn_deploy.names import Precision
 
 __all__ = ["MANIFEST", "example_manifest"]
 

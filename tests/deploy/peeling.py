@@ -13,8 +13,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fcn_deploy.names import Array
 from fcn_deploy.segmenter import Segmenter
-from fcn_deploy.tensors import Array
 from tests.deploy.interpolation import interpolate
 
 SIZES = ((33, 47), (64, 48), (9, 50), (4, 4))

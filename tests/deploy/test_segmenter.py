@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from fcn_deploy import Segmenter
+from fcn_deploy.artifact.manifest import TensorInfo
+from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.backends import backend_names
 from fcn_deploy.errors import (
     ClosedError,
@@ -22,8 +24,6 @@ from fcn_deploy.errors import (
     NonFiniteOutputError,
     ShapeError,
 )
-from fcn_deploy.manifest import TensorInfo
-from fcn_deploy.profile import ShapeRange
 from tests.deploy.artifacts import frame, write_artifact, write_graph
 from tests.deploy.graphs import segmentation_graph
 from tests.deploy.layouts import LAYOUTS, of_a_file, of_bytes

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from examples.digits import data, evaluate
-from fcn_export.models import load_fcn
+from fcn_export import load_fcn
 
 
 def test_training_and_test_digits_are_different_ones_of_every_kind() -> None:

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from examples.brain_tissue.network import brain_tissue_fcn
-from fcn_deploy.manifest import Preprocess
+from fcn_deploy.artifact.manifest import Preprocess
 from fcn_deploy.preprocess import default_preprocess
-from fcn_export.graph import trace
 from fcn_export.graph_spec import GraphSpec
-from fcn_export.models import FCN, Backbone
-from fcn_export.models.fcn import Geometry, Variant
+from fcn_export.trace.to_onnx import trace
+from fcn_models import FCN, Backbone
+from fcn_models.fcn import Geometry, Variant
 from tests.export.tiny_networks import seeded
 
 __all__ = ["FAMILIES", "FCNS", "traced"]

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fcn_deploy.profile import ShapeRange
-from fcn_deploy.tensors import TensorSpec
+from fcn_deploy.artifact.shape_range import ShapeRange
+from fcn_deploy.names import TensorSpec
 from fcn_export.engine.profiles import EngineProfile, image_profile
 
 __all__ = ["IMAGE", "PROFILE", "SHAPES", "network", "single_op", "write"]

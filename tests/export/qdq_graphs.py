@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fcn_deploy.manifest import Preprocess
-from fcn_deploy.tensors import Array
+from fcn_deploy.artifact.manifest import Preprocess
+from fcn_deploy.names import Array
 from fcn_export.graph_spec import GraphSpec
 
 __all__ = ["SPEC", "FrameGraph"]

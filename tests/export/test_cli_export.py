@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fcn_deploy.artifact import Artifact
+from fcn_deploy.artifact.folder import Artifact
 from fcn_export.cli import main
 from tests.export.tiny_networks import HalfResolution, seeded
 
@@ -157,7 +157,7 @@ def test_a_failed_check_ends_with_status_1_and_nothing_is_written(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # no network is wrong on purpose: the limit is made so that rounding exceeds it
-    monkeypatch.setattr("fcn_export.verify.MAX_RELATIVE_SCORE_ERROR", 0.0)
+    monkeypatch.setattr("fcn_export.check.verify.MAX_RELATIVE_SCORE_ERROR", 0.0)
 
     status = main([str(checkpoint), "-q", "--arch", FACTORY, *SIZES])
 

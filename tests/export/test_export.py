@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torchvision.models import segmentation
 
-from fcn_deploy.artifact import Artifact, ArtifactWriter
+from fcn_deploy.artifact.folder import Artifact, ArtifactWriter
 from fcn_deploy.backends.openvino import OpenVinoBackend
 from fcn_deploy.backends.tensorrt.backend import TensorRtBackend
 from fcn_deploy.errors import (
@@ -28,14 +28,14 @@ from fcn_deploy.errors import (
     UnsupportedModelError,
 )
 from fcn_deploy.machine import CpuAbilities
+from fcn_deploy.names import Precision
 from fcn_deploy.segmenter import Segmenter
-from fcn_deploy.tensors import Precision
-from fcn_export import graph
+from fcn_export.check.measure import runners
+from fcn_export.check.sample_frames import natural_frame
 from fcn_export.export import ExportReport, ExportRequest, default_output, export_model
-from fcn_export.frames import natural_frame
-from fcn_export.measure import runners
-from fcn_export.progress import show_report
-from fcn_export.report import StepEvent
+from fcn_export.steps import StepEvent
+from fcn_export.terminal import show_report
+from fcn_export.trace import to_onnx as graph
 from tests.export.tiny_networks import (
     BakedHeight,
     BakedWidth,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from fcn_export.models.fcn import FCN
+from fcn_models.fcn import FCN
 
 
 def with_scores(model: FCN) -> FCN:

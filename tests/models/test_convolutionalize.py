@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_export.models.backbones import Backbone
-from fcn_export.models.conversion import convolutionalize
+from fcn_models.backbones import Backbone
+from fcn_models.linear_to_conv import convolutionalize
 from tests.export.tiny_networks import seeded
 
 # a convolution sums in another order than a matrix product: a few float32 roundings

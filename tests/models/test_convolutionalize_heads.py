@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_export.models.conversion import convolutionalize
-from fcn_export.models.fcn import FCN
+from fcn_models.fcn import FCN
+from fcn_models.linear_to_conv import convolutionalize
 from tests.export.tiny_networks import seeded
 
 # a convolution sums in another order than a matrix product: a few float32 roundings

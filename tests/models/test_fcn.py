@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_export.models.backbones import BACKBONE_NAMES, Backbone
-from fcn_export.models.fcn import FCN, GEOMETRIES, VARIANTS, Geometry, Variant
-from fcn_export.models.recognition import recognise_backbone
-from fcn_export.models.upsampling import UPSAMPLINGS, Enlarge, Upsampling, bilinear_kernel
+from fcn_models.backbones import BACKBONE_NAMES, Backbone
+from fcn_models.fcn import FCN, GEOMETRIES, VARIANTS, Geometry, Variant
+from fcn_models.recognition import recognise_backbone
+from fcn_models.upsampling import UPSAMPLINGS, Enlarge, Upsampling, bilinear_kernel
 from tests.export.tiny_networks import seeded
 from tests.models.networks import with_scores
 

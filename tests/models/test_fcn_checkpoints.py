@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from fcn_deploy.artifact import Artifact
+from fcn_deploy.artifact.folder import Artifact
+from fcn_deploy.artifact.manifest import ClassInfo, Preprocess
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_deploy.manifest import ClassInfo, Preprocess
 from fcn_deploy.preprocess import default_preprocess
-from fcn_export import cli
-from fcn_export.frame_network import FrameNetwork
-from fcn_export.graph import trace
+from fcn_export import cli, load_fcn
 from fcn_export.graph_spec import GraphSpec
-from fcn_export.loading import load_model
-from fcn_export.models import FCN, Backbone, load_fcn, save_checkpoint
-from fcn_export.models.checkpoints import build_fcn, describe_fcn, recognise_fcn
-from fcn_export.models.fcn import GEOMETRIES, VARIANTS, Geometry, Variant
-from fcn_export.models.upsampling import Upsampling
+from fcn_export.load.torch_model import load_model
+from fcn_export.trace.frame_network import FrameNetwork
+from fcn_export.trace.to_onnx import trace
+from fcn_models import FCN, Backbone, save_checkpoint
+from fcn_models.checkpoints import build_fcn, describe_fcn, recognise_fcn
+from fcn_models.fcn import GEOMETRIES, VARIANTS, Geometry, Variant
+from fcn_models.upsampling import Upsampling
 from tests.export.tiny_networks import seeded
 from tests.models.networks import with_scores
 

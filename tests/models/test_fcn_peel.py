@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fcn_deploy.artifact.manifest import SeenByNetwork
 from fcn_deploy.backends import backend_names
-from fcn_deploy.field_summary import summarize_field
-from fcn_deploy.manifest import SeenByNetwork
-from fcn_deploy.onnx_scan import scan_onnx
-from fcn_deploy.peel import PeeledTail, peel_tail
+from fcn_deploy.graph.field_summary import summarize_field
+from fcn_deploy.graph.peel import PeeledTail, peel_tail
+from fcn_deploy.graph.scan import scan_onnx
+from fcn_deploy.graph.tail import find_tail
 from fcn_deploy.preprocess import default_preprocess
 from fcn_deploy.segmenter import Segmenter
-from fcn_deploy.tail import find_tail
-from fcn_deploy.tiling_check import measure_tiling_error
-from fcn_export.graph import trace
+from fcn_deploy.tiling.self_test import measure_tiling_error
 from fcn_export.graph_spec import GraphSpec
-from fcn_export.models.fcn import FCN
-from fcn_export.passes.fp16 import convert_to_fp16
-from fcn_export.quantize.placement import classifier_nodes, quantizable_nodes
+from fcn_export.precision.passes.to_half import convert_to_fp16
+from fcn_export.precision.place import classifier_nodes, quantizable_nodes
+from fcn_export.trace.to_onnx import trace
+from fcn_models.fcn import FCN
 from tests.deploy.peeling import compare, frame
 from tests.models.test_fcn import network
 

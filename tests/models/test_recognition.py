@@ -12,10 +12,11 @@ from torch import nn
 
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.preprocess import default_preprocess
-from fcn_export.models.backbones import BACKBONE_NAMES, Backbone
-from fcn_export.models.checkpoints import describe_fcn, load_fcn, recognise_fcn, save_checkpoint
-from fcn_export.models.fcn import FCN
-from fcn_export.models.recognition import identify_classifier
+from fcn_export import load_fcn
+from fcn_models.backbones import BACKBONE_NAMES, Backbone
+from fcn_models.checkpoints import describe_fcn, recognise_fcn, save_checkpoint
+from fcn_models.fcn import FCN
+from fcn_models.recognition import identify_classifier
 from tests.export.tiny_networks import seeded
 
 NARROW = Backbone("resnet18", 0.125)

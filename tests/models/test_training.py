@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from fcn_deploy.artifact.manifest import Preprocess
 from fcn_deploy.errors import (
     ExecutionError,
     InputError,
@@ -21,11 +22,10 @@ from fcn_deploy.errors import (
     SourceOpenError,
     UnsupportedModelError,
 )
-from fcn_deploy.manifest import Preprocess
-from fcn_export.models import training, training_state
-from fcn_export.models.data import FolderDataset, VocDataset
-from fcn_export.models.pixel_loss import pixel_loss
-from fcn_export.models.training import Recipe, fine_tune
+from fcn_models import training, training_state
+from fcn_models.data import FolderDataset, VocDataset
+from fcn_models.pixel_loss import pixel_loss
+from fcn_models.training import Recipe, fine_tune
 from tests.export.tiny_networks import seeded
 
 HALF = Preprocess((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "rgb")

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.preprocess import default_preprocess
-from fcn_export.frame_network import FrameNetwork
-from fcn_export.graph import trace
 from fcn_export.graph_spec import GraphSpec
-from fcn_export.models.backbones import BACKBONE_NAMES, Backbone
-from fcn_export.models.fcn import FCN, VARIANTS, Geometry, Variant
-from fcn_export.models.padding import PadToMultiple
-from fcn_export.models.trunk import make_trunk
+from fcn_export.trace.frame_network import FrameNetwork
+from fcn_export.trace.to_onnx import trace
+from fcn_models.backbones import BACKBONE_NAMES, Backbone
+from fcn_models.fcn import FCN, VARIANTS, Geometry, Variant
+from fcn_models.padding import PadToMultiple
+from fcn_models.trunk import make_trunk
 from tests.export.tiny_networks import seeded
 from tests.models.networks import with_scores
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from fcn_deploy.artifact import Artifact
+from fcn_deploy.artifact.folder import Artifact
+from fcn_deploy.artifact.manifest import Variant
 from fcn_deploy.backends import get_backend
 from fcn_deploy.backends.base import ExecutionContext, ModelSource
 from fcn_deploy.backends.tensorrt.api import load_tensorrt
 from fcn_deploy.backends.tensorrt.device import open_device
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.backends.tensorrt.surface import LibraryName
-from fcn_deploy.manifest import Variant
-from fcn_deploy.tensors import Array, Precision, TensorSpec
+from fcn_deploy.names import Array, Precision, TensorSpec
 
 __all__ = ["DEVICES", "PlanCase", "feed_of"]
 

@@ -19,13 +19,12 @@ from fcn_bench.gpu_check.measure import time_torch
 from fcn_bench.gpu_check.plan import PlanCheck
 from fcn_bench.gpu_check.report import GpuReport
 from fcn_bench.gpu_check.scores_plan import ScoresPlanCheck
-from fcn_deploy.artifact import Artifact
+from fcn_deploy.artifact.folder import Artifact
 from fcn_deploy.backends.tensorrt.api import LIBRARY_NAMES, installed
 from fcn_deploy.backends.tensorrt.device import device_problem, open_device
 from fcn_deploy.backends.tensorrt.surface import LibraryName
 from fcn_deploy.errors import BackendUnavailableError, FcnDeployError
 from fcn_deploy.machine import describe_machine, distribution_version
-from fcn_deploy.tensors import Precision
 
 __all__ = ["GpuCheck", "main"]
 
@@ -92,7 +91,7 @@ class GpuCheck:
 
         if not torch.cuda.is_available():
             return {"skipped": "this PyTorch has no CUDA"}
-        from fcn_export.loading import load_model
+        from fcn_export.load.torch_model import load_model
 
         source = self.artifact.manifest.source
         if source.path is None:
@@ -150,12 +149,12 @@ def _libraries(wanted: LibraryName | None) -> tuple[LibraryName, ...]:
 
 def _make_artifact(folder: Path, say: Callable[[str], None]) -> Path:
     """Export torchvision's FCN-ResNet50 with seeded weights: its times are a trained one's."""
+    import cv2
     import torch
     import torchvision
 
     from fcn_bench.inputs import synthetic_frames
     from fcn_export.export import ExportRequest, export_model
-    from fcn_export.variants import made_precisions
 
     path = folder / "fcn_resnet50.fcn"
     if path.exists():
@@ -164,14 +163,10 @@ def _make_artifact(folder: Path, say: Callable[[str], None]) -> Path:
     torch.manual_seed(0)
     model = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None)
     torch.save(model.state_dict(), folder / "fcn_resnet50.pt")
-    calibrate = None
-    if Precision.INT8 in made_precisions():
-        import cv2
-
-        calibrate = folder / "calibration"
-        calibrate.mkdir(exist_ok=True)
-        for index, frame in enumerate(synthetic_frames(512, 512, batch=1)):
-            cv2.imwrite(str(calibrate / f"{index}.png"), frame)
+    calibrate = folder / "calibration"
+    calibrate.mkdir(exist_ok=True)
+    for index, frame in enumerate(synthetic_frames(512, 512, batch=1)):
+        cv2.imwrite(str(calibrate / f"{index}.png"), frame)
     request = ExportRequest(
         size=(512, 512), max_size=(1024, 1024), calibrate=calibrate, engine="none"
     )

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.backends.base import ExecutionContext
 from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.graph.peel import peel_tail
+from fcn_deploy.graph.scan import scan_onnx, with_outputs
+from fcn_deploy.graph.tail import find_tail
 from fcn_deploy.head import upsample_argmax
-from fcn_deploy.onnx_scan import scan_onnx, with_outputs
-from fcn_deploy.peel import peel_tail
-from fcn_deploy.profile import ShapeRange
+from fcn_deploy.names import Array
 from fcn_deploy.segmenter import Segmenter
-from fcn_deploy.tail import find_tail
-from fcn_deploy.tensors import Array
-from fcn_export.fidelity import Disagreement, split_disagreement, top_two_margin
+from fcn_export.check.fidelity import Disagreement, split_disagreement, top_two_margin
 
 __all__ = ["ScoresGraph", "check_gpu_labels", "cut_at_scores", "label_sizes", "time_gpu_labels"]
 

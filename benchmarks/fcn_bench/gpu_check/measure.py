@@ -15,10 +15,11 @@ import numpy as np
 
 from fcn_deploy.backends.tensorrt.device_head import DeviceHead
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
+from fcn_deploy.backends.tensorrt.session import open_session
 from fcn_deploy.errors import BenchmarkError
 from fcn_deploy.head import upsample_argmax
-from fcn_deploy.tensors import Array
-from fcn_export.foreign_errors import first_line
+from fcn_deploy.names import Array
+from fcn_models.foreign_errors import first_line
 
 __all__ = [
     "agreement_with",
@@ -54,7 +55,7 @@ def time_plan(
         Medians of `compute_ms` and `transfer_ms` by CUDA events, `host_ms` from a call to its
         result, and `pipelined_ms` for each frame where copies and runs overlap.
     """
-    with engine.session(timing=True, cuda_graphs=cuda_graphs) as session:
+    with open_session(engine, timing=True, cuda_graphs=cuda_graphs) as session:
         for _ in range(5):
             session.infer(feeds)
         compute, transfer, host = [], [], []
@@ -68,7 +69,7 @@ def time_plan(
                 raise RuntimeError("a session with timing has times")
             compute.append(times.compute_ms)
             transfer.append(times.transfer_ms)
-    with engine.session(cuda_graphs=cuda_graphs) as session:
+    with open_session(engine, cuda_graphs=cuda_graphs) as session:
         for _ in range(5):
             session.infer(feeds)
         start = time.perf_counter()
@@ -88,7 +89,7 @@ def torch_interop_agreement(engine: TrtEngine, frames: Array, wanted: Array) -> 
     """Run a plan on PyTorch's tensors, in PyTorch's stream, and compare the labels."""
     import torch
 
-    with engine.session() as session, torch.cuda.stream(torch.cuda.Stream()):
+    with open_session(engine) as session, torch.cuda.stream(torch.cuda.Stream()):
         image = torch.from_numpy(frames).cuda(non_blocking=True)
         name = engine.inputs[0].name
         labels = torch.empty(wanted.shape, dtype=torch.uint8, device="cuda")

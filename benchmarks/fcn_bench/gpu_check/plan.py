@@ -21,6 +21,7 @@ from fcn_bench.gpu_check.measure import (
 from fcn_bench.gpu_check.report import GpuReport
 from fcn_deploy.backends.tensorrt.device import device_problem
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
+from fcn_deploy.backends.tensorrt.session import open_session
 from fcn_deploy.errors import FcnDeployError
 
 __all__ = ["PlanCheck"]
@@ -69,7 +70,7 @@ class PlanCheck:
     def _labels(self, engine: TrtEngine) -> dict[str, Any]:
         name = engine.outputs[0].name
         feed = feed_of(engine, self.case.frames)
-        with engine.session() as session:
+        with open_session(engine) as session:
             alone = session.infer(feed)[name]
             # many under way at once must give the same labels as one
             pending = [session.submit(feed) for _ in range(20)]
@@ -91,10 +92,10 @@ class PlanCheck:
         name = engine.outputs[0].name
         sizes = label_sizes(self.case.artifact.manifest.shapes)
         feeds = [feed_of(engine, self.case.frames_of(size)) for size in sizes]
-        with engine.session() as session:
+        with open_session(engine) as session:
             wanted = [session.infer(feed)[name] for feed in feeds]
         turns = [index for index in (*range(len(feeds)), 0) for _ in range(6)]
-        with engine.session(depth=2, cuda_graphs=True) as session:
+        with open_session(engine, depth=2, cuda_graphs=True) as session:
             found = [session.infer(feeds[index])[name] for index in turns]
         least = min(
             agreement_with(wanted[index], labels)
@@ -105,7 +106,7 @@ class PlanCheck:
         return {"sizes": [list(size) for size in sizes], "label_agreement": least}
 
     def _layers(self, engine: TrtEngine) -> dict[str, Any]:
-        with engine.session() as session:
+        with open_session(engine) as session:
             layers = session.profile_layers(feed_of(engine, self.case.frames), runs=10)
         slowest = sorted(layers, key=lambda layer: -layer.mean_ms)[:10]
         return {"layers": len(layers), "slowest": {x.name[:120]: x.mean_ms for x in slowest}}

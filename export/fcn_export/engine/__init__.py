@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fcn_export.engine.build import BuiltEngine, build_engine
+from fcn_export.engine.build_progress import BuildProgress
 from fcn_export.engine.config import BuildConfig
 from fcn_export.engine.profiles import EngineProfile, InputShapes, image_profile
-from fcn_export.engine.progress import BuildProgress
 
 __all__ = [
     "BuildConfig",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from fcn_deploy.artifact.plain_files import read_plain_file
 from fcn_deploy.backends.tensorrt.api import TensorRT, load_tensorrt
 from fcn_deploy.backends.tensorrt.messages import Message, Severity
 from fcn_deploy.backends.tensorrt.surface import (
@@ -25,14 +26,13 @@ from fcn_deploy.errors import (
     BuildError,
     ProfileError,
 )
-from fcn_deploy.onnx_scan import scan_onnx
-from fcn_deploy.plain_files import read_plain_file
-from fcn_deploy.tensors import Precision, TensorSpec
+from fcn_deploy.graph.scan import scan_onnx
+from fcn_deploy.names import Precision, TensorSpec
+from fcn_export.engine.build_progress import BuildMonitor, OnProgress, signals_deferred
 from fcn_export.engine.config import COMPUTE_CAPABILITIES, BuildConfig
 from fcn_export.engine.gpu import gpu_compute_capability
 from fcn_export.engine.graph_check import check_graph
 from fcn_export.engine.profiles import EngineProfile, check_profiles, graph_inputs, graph_outputs
-from fcn_export.engine.progress import BuildMonitor, OnProgress, signals_deferred
 from fcn_export.engine.proof import (
     asked_layer_types,
     check_layer_types,

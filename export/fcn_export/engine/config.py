@@ -9,7 +9,7 @@ from pathlib import Path
 from fcn_deploy.backends.tensorrt.api import TensorRT
 from fcn_deploy.backends.tensorrt.surface import LibraryName
 from fcn_deploy.errors import BuildError
-from fcn_deploy.tensors import Precision
+from fcn_deploy.names import Precision
 from fcn_export.engine.profiles import EngineProfile
 
 __all__ = ["COMPUTE_CAPABILITIES", "DEFAULT_COMPUTE_CAPABILITIES", "BuildConfig"]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fcn_deploy.errors import BuildError, UnsupportedModelError, UnsupportedOpError
-from fcn_export.passes.element_types import element_types
-from fcn_export.passes.lint import lint
+from fcn_export.precision.passes.element_types import element_types
+from fcn_export.precision.passes.lint import lint
 
 if TYPE_CHECKING:
     import onnx

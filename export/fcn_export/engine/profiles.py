@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.errors import ProfileError
-from fcn_deploy.profile import ShapeRange
-from fcn_deploy.tensors import TensorSpec
+from fcn_deploy.names import TensorSpec
 
 if TYPE_CHECKING:
     import onnx

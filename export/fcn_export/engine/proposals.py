@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.errors import ProfileError
-from fcn_deploy.profile import ShapeRange
 
 __all__ = ["MAX_PROFILES", "ProfileProposal", "propose_profiles", "sizes_in"]
 

@@ -23,7 +23,7 @@ from fcn_deploy.backends.tensorrt.device import (
     out_of_memory,
 )
 from fcn_deploy.errors import BackendUnavailableError, DeviceMemoryError, ExecutionError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["PyCudaDevice"]
 

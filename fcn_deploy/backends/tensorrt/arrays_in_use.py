@@ -13,7 +13,7 @@ from fcn_deploy.backends.tensorrt.device_arrays import DeviceArray, DeviceView, 
 from fcn_deploy.backends.tensorrt.execution import Shapes
 from fcn_deploy.backends.tensorrt.ring import nbytes_of
 from fcn_deploy.errors import ShapeError
-from fcn_deploy.tensors import TensorSpec
+from fcn_deploy.names import TensorSpec
 
 __all__ = ["ArraysInUse", "views_of"]
 

@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Mapping, Sequence
 
+from fcn_deploy.artifact.manifest import Manifest, Variant
 from fcn_deploy.backends.base import ContextManaged, ModelSource, RunTimes
 from fcn_deploy.backends.tensorrt.api import installed, load_tensorrt
 from fcn_deploy.backends.tensorrt.device import device_problem, open_device, require_device
@@ -13,12 +14,11 @@ from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.backends.tensorrt.head_kernel import HeadKernel, label_dtype
 from fcn_deploy.backends.tensorrt.label_stage import LabelStage
 from fcn_deploy.backends.tensorrt.plan_check import PlanRecord, check_plan
-from fcn_deploy.backends.tensorrt.session import InferenceSession
+from fcn_deploy.backends.tensorrt.session import InferenceSession, open_session
 from fcn_deploy.backends.tensorrt.slots import PendingResult
 from fcn_deploy.backends.tensorrt.surface import LibraryName
 from fcn_deploy.errors import BackendUnavailableError, EngineMismatchError
-from fcn_deploy.manifest import Manifest, Variant
-from fcn_deploy.tensors import Array, Precision, TensorSpec
+from fcn_deploy.names import Array, Precision, TensorSpec
 
 __all__ = ["TensorRtBackend", "TensorRtRtxBackend", "TrtContext", "TrtLabels"]
 
@@ -166,7 +166,7 @@ class TrtContext(ContextManaged):
             self._require_usable(f"the network '{self.engine.name}'")
             made = self._sessions[timed]
             if len(made) < self._num_streams:
-                made.append(self.engine.session(depth=_DEPTH, timing=timed))
+                made.append(open_session(self.engine, depth=_DEPTH, timing=timed))
                 return made[-1]
             return made[next(self._turns) % self._num_streams]
 

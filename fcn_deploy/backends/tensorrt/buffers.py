@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
 from fcn_deploy.errors import DeviceMemoryError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["BufferPool"]
 

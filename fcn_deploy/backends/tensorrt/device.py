@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any, Protocol, cast
 
 from fcn_deploy.errors import BackendUnavailableError, DeviceMemoryError, ExecutionError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = [
     "OUT_OF_MEMORY_HINT",

@@ -11,7 +11,7 @@ import numpy as np
 
 from fcn_deploy.backends.base import ContextManaged
 from fcn_deploy.errors import ShapeError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["DeviceArray", "DeviceView", "stream_handle", "view_of", "wrong_out"]
 

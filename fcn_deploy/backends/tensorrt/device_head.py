@@ -19,7 +19,7 @@ from fcn_deploy.backends.tensorrt.head_kernel import (
     label_dtype,
 )
 from fcn_deploy.errors import ShapeError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["DeviceHead"]
 

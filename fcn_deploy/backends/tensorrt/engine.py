@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TypeVar, cast
 
-import numpy as np
-
-from fcn_deploy.artifact import Artifact, is_artifact
+from fcn_deploy.artifact.folder import Artifact, is_artifact
+from fcn_deploy.artifact.plain_files import read_plain_file
 from fcn_deploy.backends.base import ContextManaged
 from fcn_deploy.backends.tensorrt.api import TensorRT, load_tensorrt
 from fcn_deploy.backends.tensorrt.device import DeviceBackend, open_device, out_of_memory
 from fcn_deploy.backends.tensorrt.plan_check import PlanRecord, check_plan
+from fcn_deploy.backends.tensorrt.select_profile import EngineProfile, select_profile
 from fcn_deploy.backends.tensorrt.surface import (
     Engine,
     ExecutionContext,
@@ -24,14 +23,12 @@ from fcn_deploy.backends.tensorrt.surface import (
     RtxRuntimeConfig,
     Runtime,
 )
-from fcn_deploy.errors import ArtifactError, EngineMismatchError, ShapeError, UntrustedArtifactError
-from fcn_deploy.plain_files import read_plain_file
-from fcn_deploy.tensors import TensorSpec
+from fcn_deploy.errors import ArtifactError, EngineMismatchError, UntrustedArtifactError
+from fcn_deploy.names import TensorSpec
 
-if TYPE_CHECKING:
-    from fcn_deploy.backends.tensorrt.session import InferenceSession
+__all__ = ["TrtEngine"]
 
-__all__ = ["EngineProfile", "TrtEngine"]
+S = TypeVar("S", bound=ContextManaged)
 
 # TensorRT's names of what NumPy has; BF16, FP8, INT4 and FP4 it has not
 _DTYPES = {
@@ -45,35 +42,6 @@ _DTYPES = {
 }
 
 _MALFORMED = 32  # the bit of TensorRT-RTX's diagnostics that a damaged plan sets (1.7.1, measured)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineProfile:
-    """Shapes of the inputs, by name, that one set of the plan's kernels takes."""
-
-    index: int
-    min: Mapping[str, tuple[int, ...]]
-    opt: Mapping[str, tuple[int, ...]]
-    max: Mapping[str, tuple[int, ...]]
-
-    def takes(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        return all(
-            len(shape) == len(self.min[name])
-            and all(
-                low <= size <= high
-                for low, size, high in zip(self.min[name], shape, self.max[name], strict=True)
-            )
-            for name, shape in shapes.items()
-        )
-
-    @property
-    def elements(self) -> int:
-        """Elements of the largest inputs: the smallest profile that fits is the best tuned."""
-        return sum(int(np.prod(shape, dtype=np.int64)) for shape in self.max.values())
-
-    def __str__(self) -> str:
-        parts = [f"{name} {list(self.min[name])}..{list(self.max[name])}" for name in self.min]
-        return f"profile {self.index}: {', '.join(parts)}"
 
 
 class TrtEngine(ContextManaged):
@@ -105,7 +73,7 @@ class TrtEngine(ContextManaged):
         self.library = library
         self.device = device
         self._lock = threading.Lock()  # taken before a session's own
-        self._sessions: list[InferenceSession] = []
+        self._sessions: list[ContextManaged] = []
         self._engine: Engine | None = None
         self._runtime: Runtime | None = None
         try:
@@ -174,36 +142,13 @@ class TrtEngine(ContextManaged):
         Raises:
             ShapeError: none does; the message lists them all.
         """
-        fitting = [profile for profile in self.profiles if profile.takes(shapes)]
-        if fitting:
-            return min(fitting, key=lambda profile: (profile.elements, profile.index)).index
-        given = ", ".join(f"'{name}' {list(shape)}" for name, shape in shapes.items())
-        offered = "; ".join(map(str, self.profiles))
-        raise ShapeError(
-            f"input {given} fits none of {len(self.profiles)} profiles of '{self.name}': "
-            f"{offered}.{_nearest(self.profiles, shapes)}",
-            hint="Resize the frames, or export with --min-size, --max-size, --batch or --profiles.",
-        )
+        return select_profile(self.profiles, shapes, name=self.name)
 
-    def session(
-        self, *, depth: int = 3, cuda_graphs: bool = False, timing: bool = False
-    ) -> InferenceSession:
-        """Make what runs the plan.
-
-        Args:
-            depth: runs that may be under way at once, each with buffers of its own.
-            cuda_graphs: replay recorded runs where shapes come again, which spares the CPU.
-            timing: measure each run by CUDA events, for `PendingResult.times`.
-
-        Raises:
-            DeviceMemoryError: the GPU has no room for the plan's working memory.
-            BackendUnavailableError: CUDA graphs were asked for, and cuda.bindings is missing.
-        """
-        from fcn_deploy.backends.tensorrt.session import InferenceSession
-
+    def keep(self, make: Callable[[], S], /) -> S:
+        """Make a session, and close it with the engine."""
         with self._lock:  # no session is made of an engine that is being closed
             self._require_usable(f"the engine '{self.name}'")
-            session = InferenceSession(self, depth=depth, cuda_graphs=cuda_graphs, timing=timing)
+            session = make()
             self._sessions.append(session)
         return session
 
@@ -231,7 +176,7 @@ class TrtEngine(ContextManaged):
             ) from RuntimeError(" ".join(message.text for message in messages))
         return context
 
-    def forget(self, session: InferenceSession) -> None:
+    def forget(self, session: ContextManaged) -> None:
         """Drop a session that was closed."""
         if session in self._sessions:
             self._sessions.remove(session)
@@ -301,18 +246,3 @@ def _profiles(engine: Engine, inputs: tuple[TensorSpec, ...]) -> tuple[EnginePro
                 end[spec.name] = tuple(int(size) for size in shape)
         profiles.append(EngineProfile(index, *ends))
     return tuple(profiles)
-
-
-def _nearest(profiles: tuple[EngineProfile, ...], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Say which sizes are out of the profile that misses the fewest."""
-    misses: list[list[str]] = []
-    for profile in profiles:
-        found = []
-        for name, shape in shapes.items():
-            for axis, size in enumerate(shape):
-                low, high = profile.min[name][axis], profile.max[name][axis]
-                if not low <= size <= high:
-                    found.append(f"axis {axis} is {size}, not {low}..{high}")
-        misses.append(found)
-    fewest = min(misses, key=len, default=[])
-    return f" Of the nearest, {', '.join(fewest)}." if fewest else ""

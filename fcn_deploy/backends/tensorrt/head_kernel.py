@@ -17,7 +17,7 @@ import numpy as np
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
 from fcn_deploy.errors import BackendUnavailableError, ExecutionError, NonFiniteOutputError
 from fcn_deploy.head.geometry import make_axis
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = [
     "BLOCK",

@@ -14,7 +14,7 @@ from fcn_deploy.backends.tensorrt.head_kernel import (
     label_dtype,
 )
 from fcn_deploy.errors import ExecutionError
-from fcn_deploy.tensors import Array, TensorSpec
+from fcn_deploy.names import Array, TensorSpec
 
 __all__ = ["LabelRun", "LabelStage"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fcn_deploy.artifact.manifest import Manifest, Variant
 from fcn_deploy.backends.tensorrt.api import TensorRT
 from fcn_deploy.backends.tensorrt.device import DeviceInfo
 from fcn_deploy.errors import EngineMismatchError
 from fcn_deploy.machine import version_numbers
-from fcn_deploy.manifest import Manifest, Variant
 
 __all__ = ["PlanRecord", "check_plan"]
 

@@ -16,7 +16,7 @@ from fcn_deploy.backends.tensorrt.buffers import BufferPool
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
 from fcn_deploy.backends.tensorrt.execution import Shapes
 from fcn_deploy.backends.tensorrt.slots import Slot
-from fcn_deploy.tensors import Array, TensorSpec
+from fcn_deploy.names import Array, TensorSpec
 
 __all__ = ["Ring", "nbytes_of"]
 

@@ -20,9 +20,29 @@ from fcn_deploy.backends.tensorrt.ring import Ring
 from fcn_deploy.backends.tensorrt.slots import PendingResult, Slot
 from fcn_deploy.backends.tensorrt.surface import ExecutionContext
 from fcn_deploy.errors import BackendUnavailableError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
-__all__ = ["InferenceSession", "LayerTime", "PendingResult"]
+__all__ = ["InferenceSession", "LayerTime", "PendingResult", "open_session"]
+
+
+def open_session(
+    engine: TrtEngine, *, depth: int = 3, cuda_graphs: bool = False, timing: bool = False
+) -> InferenceSession:
+    """Make what runs a plan; the engine closes it with itself.
+
+    Args:
+        depth: runs that may be under way at once, each with buffers of its own.
+        cuda_graphs: replay recorded runs where shapes come again, which spares the CPU.
+        timing: measure each run by CUDA events, for `PendingResult.times`.
+
+    Raises:
+        DeviceMemoryError: the GPU has no room for the plan's working memory.
+        BackendUnavailableError: CUDA graphs were asked for, and cuda.bindings is missing.
+        ClosedError: the engine is closed.
+    """
+    return engine.keep(
+        lambda: InferenceSession(engine, depth=depth, cuda_graphs=cuda_graphs, timing=timing)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +56,7 @@ class LayerTime:
 class InferenceSession(ContextManaged):
     """Runs an engine. Threads may share it: they take turns to enqueue, and wait side by side.
 
-    Made by `TrtEngine.session`. Closing the engine closes it, too.
+    Made by `open_session`. Closing the engine closes it, too.
     """
 
     def __init__(self, engine: TrtEngine, *, depth: int, cuda_graphs: bool, timing: bool) -> None:

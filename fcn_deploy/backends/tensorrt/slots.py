@@ -11,7 +11,7 @@ from fcn_deploy.backends.base import RunTimes
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
 from fcn_deploy.backends.tensorrt.device_arrays import wrong_out
 from fcn_deploy.errors import FcnDeployError, ShapeError
-from fcn_deploy.tensors import Array
+from fcn_deploy.names import Array
 
 __all__ = ["PendingResult", "Slot"]
 

@@ -1,0 +1,83 @@
+"""Frames for checks: seeded ones that look somewhat like photographs; any as a graph takes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fcn_deploy.artifact.shape_range import ShapeRange
+from fcn_deploy.names import Array
+from fcn_deploy.preprocess import pad_frame
+
+if TYPE_CHECKING:
+    from fcn_export.graph_spec import GraphSpec
+
+__all__ = ["as_batch", "natural_batch", "natural_frame"]
+
+
+def natural_frame(height: int, width: int, seed: int) -> Array:
+    """Make a frame of soft blobs at many scales, with edges and a little noise.
+
+    White noise would not do: a network answers it with one class nearly everywhere.
+
+    Args:
+        height, width: in px.
+        seed: the same seed, height and width give the same frame.
+
+    Returns:
+        uint8 [height, width, 3] in 0..255, blue, green, red; owned by the caller.
+
+    Raises:
+        ValueError: height or width is below 1.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"a frame of {height}x{width} px cannot be made")
+    rng = np.random.default_rng((seed, height, width))
+    frame = np.full((height, width, 3), 110.0, dtype=np.float32)
+    for cells in (2, 4, 8, 16, 32):
+        blobs = _blobs(rng, height, width, cells)
+        if cells in (4, 8):  # hard edges, as objects have them
+            blobs = np.where(blobs > 0, np.float32(1.0), blobs)
+        frame += blobs * np.float32(110.0 / cells**0.5)
+    frame += rng.normal(0.0, 4.0, size=frame.shape).astype(np.float32)
+    return np.clip(frame, 0, 255).astype(np.uint8)
+
+
+def natural_batch(batch: int, height: int, width: int, seed: int) -> Array:
+    """Stack `batch` different natural frames: uint8 [batch, height, width, 3]."""
+    return np.stack([natural_frame(height, width, seed + index) for index in range(batch)])
+
+
+def as_batch(frame: Array, spec: GraphSpec, shapes: ShapeRange) -> Array:
+    """Give a frame as a graph takes it: padded as the runtime does, as often as its batch wants.
+
+    Args:
+        frame: uint8 [H, W, 3].
+
+    Returns:
+        uint8 [N, H', W', 3] with H' and W' at least the frame's and the range's smallest.
+    """
+    height, width = frame.shape[:2]
+    size = shapes.padded_size(max(height, shapes.min[1]), max(width, shapes.min[2]))
+    return np.repeat(pad_frame(frame, size)[None], spec.fixed[0] or 1, axis=0)
+
+
+def _blobs(rng: np.random.Generator, height: int, width: int, cells: int) -> Array:
+    """Interpolate a random grid of `cells` cells a side: float32 [height, width, 3], -1..1."""
+    grid = rng.uniform(-1.0, 1.0, size=(cells + 1, cells + 1, 3)).astype(np.float32)
+    row, row_part = _grid_steps(height, cells)
+    column, column_part = _grid_steps(width, cells)
+    part = column_part[None, :, None]
+    above = grid[row][:, column] * (1 - part) + grid[row][:, column + 1] * part
+    below = grid[row + 1][:, column] * (1 - part) + grid[row + 1][:, column + 1] * part
+    weight = row_part[:, None, None]
+    blobs: Array = above * (1 - weight) + below * weight
+    return blobs
+
+
+def _grid_steps(length: int, cells: int) -> tuple[Array, Array]:
+    """For each px: the grid cell that it lies in, and how far into it, 0..1."""
+    position = np.linspace(0, cells, length, endpoint=False, dtype=np.float32)
+    cell = np.minimum(position.astype(np.int64), cells - 1)
+    return cell, (position - cell).astype(np.float32)

@@ -1,0 +1,1 @@
+"""From a file to a PyTorch network, without running anything of the file."""

@@ -1,0 +1,71 @@
+"""Frames in, labels out, as one module: preprocessing, the network, upsampling and the head."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fcn_export.graph_spec import GraphSpec
+from fcn_export.load.torch_model import select_output
+
+__all__ = ["FrameNetwork"]
+
+
+class FrameNetwork(nn.Module):
+    """What is traced: uint8 [N, H, W, 3] to the outputs that `spec` names.
+
+    `network` is used as it is, not copied.
+
+    Attributes:
+        for_torchscript: avoid a squeeze, of which the TorchScript exporter makes an If.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+    order: torch.Tensor
+
+    def __init__(self, network: nn.Module, spec: GraphSpec) -> None:
+        super().__init__()
+        self.network = network
+        self.spec = spec
+        self.for_torchscript = False
+        factor, offset = spec.affine()
+        self.register_buffer("scale", torch.tensor(factor).view(1, -1, 1, 1))
+        self.register_buffer("shift", torch.tensor(offset).view(1, -1, 1, 1))
+        self.register_buffer("order", torch.tensor(spec.channel_order))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        # TensorRT takes uint8 as input of a Cast and nowhere else
+        frame = image.to(torch.float32).permute(0, 3, 1, 2)  # [N, 3, H, W]
+        scores = select_output(self.network(self._prepare(frame)), self.spec.output_key)
+        if self.spec.upsample:
+            scores = functional.interpolate(
+                scores, size=frame.shape[-2:], mode="bilinear", align_corners=False
+            )  # [N, C, H, W]
+        if self.spec.head == "scores":
+            return scores
+        if self.spec.head == "labels":
+            return self._labels(scores)
+        return self._labels(scores), self._confidence(scores)
+
+    def _prepare(self, frame: torch.Tensor) -> torch.Tensor:
+        if self.spec.preprocess.color == "gray":
+            return (frame * self.scale).sum(dim=1, keepdim=True) + self.shift  # [N, 1, H, W]
+        if self.spec.channel_order != (0, 1, 2):
+            frame = torch.index_select(frame, 1, self.order)
+        return frame * self.scale + self.shift
+
+    def _labels(self, scores: torch.Tensor) -> torch.Tensor:
+        if self.spec.num_classes == 1:
+            above = scores > 0  # the same as sigmoid above 0.5
+            above = above[:, 0] if self.for_torchscript else above.squeeze(1)
+            return above.to(torch.uint8)  # [N, H, W]
+        dtype = torch.uint8 if self.spec.num_classes <= 256 else torch.int32
+        return torch.argmax(scores, dim=1).to(dtype)  # [N, H, W]
+
+    def _confidence(self, scores: torch.Tensor) -> torch.Tensor:
+        """Probability of the predicted label, [N, H, W]."""
+        if self.spec.num_classes == 1:
+            return torch.sigmoid(torch.abs(scores[:, 0]))
+        return torch.amax(torch.softmax(scores, dim=1), dim=1)

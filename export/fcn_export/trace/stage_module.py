@@ -1,0 +1,181 @@
+"""A graph in the staging folder, made from a PyTorch module, with what it is to be held against."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fcn_deploy.artifact.manifest import Source
+from fcn_deploy.artifact.shape_range import ShapeRange
+from fcn_deploy.errors import UnsupportedModelError
+from fcn_export.check.reference import TorchReference
+from fcn_export.graph_spec import GraphSpec
+from fcn_export.memory import release_freed_memory
+from fcn_export.onnx_file import OnnxFile, write_onnx
+from fcn_export.request import ExportRequest
+from fcn_export.staged import GRAPH_NAME, Staged
+from fcn_export.steps import Steps
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+    from fcn_export.load.torch_model import LoadedModel
+    from fcn_export.trace.to_onnx import TracedGraph
+
+__all__ = ["stage_module"]
+
+
+def stage_module(
+    model: str | os.PathLike[str] | nn.Module,
+    folder: Path,
+    request: ExportRequest,
+    steps: Steps,
+    stack: ExitStack,
+) -> Staged:
+    """Load, probe and trace a PyTorch model.
+
+    Args:
+        folder: to write the graph to.
+        stack: keeps the module borrowed; closing it gives the module back as it was.
+
+    Raises:
+        ExportError, ArtifactError: as `export_model` says.
+    """
+    from fcn_export.load.torch_model import check_finite_weights
+    from fcn_export.trace.activation import check_activation
+    from fcn_export.trace.borrow import borrowed
+    from fcn_export.trace.probing import plan_graph
+    from fcn_export.trace.to_onnx import example_size, trace
+
+    with steps.step("load"):
+        loaded = _load(model, request)
+        steps.tell(_describe(loaded))
+    info = loaded.info
+    request = request.completed(None if info is None else info.preprocess)
+    module = stack.enter_context(borrowed(loaded.module))
+    with steps.step("check weights"):
+        check_finite_weights(module)
+        steps.tell("all finite")
+    with steps.step("try sizes"):
+        spec, shapes = plan_graph(module, loaded, request)
+        steps.tell(_describe_sizes(spec, shapes))
+    size = example_size(spec)
+    with steps.step("trace"):
+        graph = trace(module, spec)
+        if graph.fixed:
+            raise _bound_to_size(module, spec, size, graph)
+        reference = TorchReference(module, spec)
+        check_activation(graph.model.graph, reference, spec, shapes)
+        exporter, opset, note = graph.exporter, graph.opset, graph.note
+        file = write_onnx(graph.model, folder / GRAPH_NAME)
+        del graph
+        release_freed_memory()
+        steps.tell(f"{exporter}, opset {opset}, {file.size_bytes / 1e6:.1f} MB")
+    return Staged(
+        file,
+        spec,
+        shapes,
+        reference,
+        _source(loaded),
+        exporter,
+        opset,
+        _notes(request, shapes, exporter, opset, note),
+        size,
+        lambda: _find_baked(module, spec, size, file, exporter),
+        None if info is None else info.classes,
+    )
+
+
+def _load(model: str | os.PathLike[str] | nn.Module, request: ExportRequest) -> LoadedModel:
+    from fcn_export.load.torch_model import LoadedModel, load_model
+
+    if not isinstance(model, str | os.PathLike):
+        return LoadedModel.from_module(model, arch=request.arch, output_key=request.output_key)
+    return load_model(
+        model,
+        arch=request.arch,
+        arch_args=request.arch_args,
+        output_key=request.output_key,
+        trust_code=request.trust_code,
+    )
+
+
+def _describe(loaded: LoadedModel) -> str:
+    count = sum(parameter.numel() for parameter in loaded.module.parameters())
+    return f"{loaded.arch}, {count / 1e6:.2f} M parameters"
+
+
+def _describe_sizes(spec: GraphSpec, shapes: ShapeRange) -> str:
+    rule = "any size" if shapes.multiple_of == 1 else f"multiples of {shapes.multiple_of} px"
+    where = "in the graph" if spec.upsample else "by the network"
+    return f"{spec.num_classes} classes, {rule}, full size {where}"
+
+
+def _source(loaded: LoadedModel) -> Source:
+    path = loaded.path
+    return Source(
+        file=path.name if path is not None else loaded.arch,
+        sha256=loaded.sha256,
+        arch=None if loaded.kind in ("torchscript", "exported_program") else loaded.arch,
+        path=None if path is None else str(path.absolute()),
+        arch_args={key: repr(value) for key, value in loaded.arch_args.items()},
+        output_key=loaded.output_key,
+    )
+
+
+def _notes(
+    request: ExportRequest, shapes: ShapeRange, exporter: str, opset: int, note: str | None
+) -> tuple[str, ...]:
+    notes = []
+    if note is not None:
+        notes.append(f"Exported by {exporter}: {note}.")
+    if opset != request.opset:
+        notes.append(f"The graph is in opset {opset}: {exporter} does not write {request.opset}.")
+    if shapes.multiple_of > 1:
+        notes.append(
+            f"The network takes multiples of {shapes.multiple_of} px only; the runtime pads "
+            "frames and crops labels."
+        )
+    asked = request.shapes()
+    if request.min_size is not None and shapes.min[1:] != asked.min[1:]:
+        notes.append(f"The smallest size is {shapes.min[1]}x{shapes.min[2]}, not as asked for.")
+    return tuple(notes)
+
+
+def _bound_to_size(
+    module: nn.Module, spec: GraphSpec, size: tuple[int, int], graph: TracedGraph
+) -> UnsupportedModelError:
+    where = ", ".join(f"{name}={value}" for name, value in graph.fixed)
+    reason = _compare_traces(module, spec, size, graph.model, graph.exporter)
+    return UnsupportedModelError(
+        f"the model is bound to the size it was traced at ({where})"
+        + (f": {reason}." if reason else "."),
+        hint="Let the model take sizes from its tensors, such as "
+        "interpolate(y, size=x.shape[-2:]).",
+    )
+
+
+def _find_baked(
+    module: nn.Module, spec: GraphSpec, size: tuple[int, int], file: OnnxFile, exporter: str
+) -> str | None:
+    return _compare_traces(module, spec, size, file.load(), exporter)
+
+
+def _compare_traces(
+    module: nn.Module,
+    spec: GraphSpec,
+    size: tuple[int, int],
+    first: onnx.ModelProto,
+    exporter: str,
+) -> str | None:
+    """Trace once more at another size; say which nodes differ, None if none do."""
+    from fcn_export.trace.baked import describe_baked, find_baked_nodes
+    from fcn_export.trace.to_onnx import example_size, trace
+
+    other = example_size(spec, variation=1)
+    second = trace(module, spec, size=other, exporters=(exporter,))
+    nodes = find_baked_nodes(first, second.model)
+    return describe_baked(nodes, size, other) if nodes else None

@@ -1,0 +1,86 @@
+"""The facts that a checkpoint of the FCN family holds beside its weights, as one JSON text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from fcn_deploy.artifact.manifest import ClassInfo, Preprocess
+from fcn_deploy.artifact.strict_json import JsonObject, load_strict
+from fcn_deploy.errors import ManifestError, UnsupportedModelError
+from fcn_deploy.names import NetworkColor
+
+__all__ = ["METADATA_KEY", "CheckpointInfo", "parse_info"]
+
+METADATA_KEY = "fcn_deploy"
+"""Under which name the facts stand: beside the state dict, or in safetensors' header."""
+
+_VERSION = 1
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointInfo:
+    """What a checkpoint says beside its weights.
+
+    Attributes:
+        architecture: how to build the network, as `fcn_models.checkpoints` describes it.
+        preprocess: what the network expects: mean and std of values in 0..1, order of colours.
+        classes: name and colour of each class; None where they were not given.
+    """
+
+    architecture: Mapping[str, Any]
+    preprocess: Preprocess
+    classes: tuple[ClassInfo, ...] | None = None
+
+    def to_json(self) -> str:
+        """Give the facts as they stand in the file."""
+        document = {
+            "version": _VERSION,
+            "architecture": dict(self.architecture),
+            "preprocess": {
+                "mean": list(self.preprocess.mean),
+                "std": list(self.preprocess.std),
+                "color": self.preprocess.color,
+            },
+            "classes": [{"name": one.name, "color": list(one.color)} for one in self.classes or ()],
+        }
+        return json.dumps(document, sort_keys=True, allow_nan=False)
+
+
+def parse_info(text: str, *, where: str) -> CheckpointInfo:
+    """Read the facts of a checkpoint.
+
+    Raises:
+        UnsupportedModelError: they are malformed, or of another version.
+    """
+    try:
+        top = JsonObject(load_strict(text.encode(), where=where, max_bytes=_MAX_BYTES), "metadata")
+        version = top.get("version", int)
+        if version != _VERSION:
+            raise UnsupportedModelError(
+                f"{where} has metadata of version {version}; this release reads {_VERSION}.",
+                hint="Install the fcn-deploy that wrote it.",
+            )
+        named = top.each(
+            "classes",
+            lambda one: ClassInfo(
+                one.text("name"), cast("tuple[int, int, int]", one.items("color", int))
+            ),
+        )
+        given = top.child("preprocess")
+        preprocess = Preprocess(
+            given.items("mean", float),
+            given.items("std", float),
+            cast(NetworkColor, given.text("color")),
+        )
+    except ManifestError as exc:
+        raise UnsupportedModelError(f"{where} has malformed metadata: {exc.message}") from exc
+    document = json.loads(text)
+    return CheckpointInfo(
+        architecture=document.get("architecture") or {},
+        preprocess=preprocess,
+        classes=named or None,
+    )

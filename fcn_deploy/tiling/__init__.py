@@ -1,0 +1,1 @@
+"""Large frames in bounded memory: overlapping tiles whose results join without a seam."""

@@ -1,0 +1,169 @@
+"""The manifest is read back as it was written, and nothing malformed gets through."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fcn_deploy.artifact.manifest_json import manifest_from_json, manifest_to_json
+from fcn_deploy.errors import ManifestError
+from tests.deploy.manifests import example_manifest
+
+
+def document() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(manifest_to_json(example_manifest()))
+    return loaded
+
+
+def test_what_is_written_is_read_back() -> None:
+    manifest = example_manifest()
+
+    assert manifest_from_json(manifest_to_json(manifest)) == manifest
+
+
+def test_equal_manifests_are_equal_bytes() -> None:
+    first = replace(example_manifest(), provenance={"a": "1", "b": "2"})
+    second = replace(example_manifest(), provenance={"b": "2", "a": "1"})
+
+    assert manifest_to_json(first) == manifest_to_json(second)
+
+
+def test_the_keys_are_those_of_the_format() -> None:
+    assert set(document()) == {
+        "format_version", "files", "inputs", "outputs", "shapes", "preprocess", "classes",
+        "variants", "source", "provenance", "receptive_field",
+    }  # fmt: skip
+    assert set(document()["shapes"]) == {"min", "opt", "max", "multiple_of"}
+
+
+@pytest.mark.parametrize("said", [{}, {"receptive_field": None}])
+def test_an_artifact_may_say_nothing_of_the_receptive_field(said: dict[str, None]) -> None:
+    earlier = document()
+    del earlier["receptive_field"]
+
+    assert manifest_from_json(json.dumps({**earlier, **said}).encode()).receptive_field is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stride": [8]}, "expected height and width each"),
+        ({"alignment": [32, 0]}, "expected sizes above 0"),
+        ({"before": [-1, 0]}, "expected sizes above 0"),
+        ({"size": ["a", 1]}, "manifest.receptive_field.size.0 is str 'a'; expected int"),
+    ],
+)
+def test_a_malformed_receptive_field_is_refused(change: dict[str, Any], message: str) -> None:
+    broken = document()
+    broken["receptive_field"] |= change
+
+    with pytest.raises(ManifestError, match=message):
+        manifest_from_json(json.dumps(broken).encode())
+
+
+def test_plans_of_an_earlier_release_say_nothing_of_their_origin() -> None:
+    earlier = document()
+    for variant in earlier["variants"]:
+        for key in ("library_version", "version_compatible", "graph", "graph_sha256"):
+            del variant[key]
+
+    plan = manifest_from_json(json.dumps(earlier).encode()).variants[1]
+
+    assert (plan.library_version, plan.graph, plan.graph_sha256) == (None, None, None)
+    assert not plan.version_compatible
+
+
+def test_an_unknown_key_is_ignored() -> None:
+    extended = {**document(), "later": 1}
+
+    assert manifest_from_json(json.dumps(extended).encode()) == example_manifest()
+
+
+def test_a_newer_format_says_so() -> None:
+    newer = {**document(), "format_version": 2}
+
+    with pytest.raises(ManifestError, match=r"format version 2; this release reads 1.*Install"):
+        manifest_from_json(json.dumps(newer).encode())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[]", "expected an object"),
+        (b'{"format_version": 1, "format_version": 1}', "a key twice"),
+        (b'{"format_version": NaN}', "holds NaN"),
+        (b"[" * 100_000, "not JSON"),
+        (b" " * (2 << 20), "at most"),
+    ],
+)
+def test_what_is_no_json_object_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(ManifestError, match=message):
+        manifest_from_json(content)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("files", 0, "name"), "../model.onnx", "not a plain file name"),
+        (("files", 0, "size"), -1, "size -1"),
+        (("files", 0, "sha256"), "abc", "SHA-256"),
+        (("files", 0, "name"), "other.onnx", "not among the listed files"),
+        (("shapes", "min"), [1, 64], "expected batch, height, width"),
+        (("shapes", "min"), [1, 640, 64], "must not decrease"),
+        (("shapes", "multiple_of"), 0, "must be 1 or more"),
+        (("shapes", "multiple_of"), True, "expected int"),
+        (("preprocess", "std"), [0.0, 1.0, 1.0], "above 0"),
+        (("preprocess", "mean"), [0.0], "takes 3"),
+        (("preprocess", "color"), "hsv", "expected one of"),
+        (("classes", 0, "color"), [0, 0, 256], "0..255"),
+        (("variants", 0, "precision"), "fp8", "expected fp32"),
+        (("variants", 0, "fidelity", 0, "miou"), "high", "expected float"),
+        (("inputs", 0, "layout"), "NCH", "layout"),
+        (("inputs", 0, "shape"), ["N", 1, 1, 3], "expected sizes or null"),
+        (("source",), None, "expected dict"),
+        (("provenance",), {"torch": 2}, "expected str"),
+    ],
+)
+def test_a_malformed_entry_is_named(path: tuple[Any, ...], value: Any, message: str) -> None:
+    changed = document()
+    place: Any = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+
+    with pytest.raises(ManifestError, match=message):
+        manifest_from_json(json.dumps(changed).encode())
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_give_a_manifest_or_our_error(content: bytes) -> None:
+    try:
+        manifest_from_json(content)
+    except ManifestError as error:
+        assert str(error)  # noqa: PT017 - the other outcome is as good
+
+
+@given(
+    st.lists(st.integers(0, 10_000), min_size=1, max_size=4),
+    st.binary(min_size=1, max_size=4),
+)
+@settings(max_examples=500, deadline=None)
+def test_a_damaged_manifest_gives_a_manifest_or_our_error(
+    places: list[int], replacement: bytes
+) -> None:
+    content = bytearray(manifest_to_json(example_manifest()))
+    for place in places:
+        content[place % len(content)] = replacement[place % len(replacement)]
+
+    try:
+        manifest_from_json(bytes(content))
+    except ManifestError as error:
+        assert str(error)  # noqa: PT017 - the other outcome is as good

@@ -1,0 +1,239 @@
+"""Operators that no plain network needs, and models that ask for too much, are refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from fcn_deploy.errors import (
+    ArtifactError,
+    UnsupportedOpError,
+    UntrustedArtifactError,
+)
+from fcn_deploy.graph.scan import ScanLimits, scan_onnx
+from fcn_deploy.graph.scan.operators import REFUSED, Arity, find_arity
+from fcn_deploy.graph.scan.schema import MAX_OPSET
+from tests.deploy.onnx_models import (
+    RELU,
+    X,
+    Y,
+    ints,
+    model_of,
+    one_node,
+    segmenter_bytes,
+)
+
+FLOAT = TensorProto.FLOAT
+
+
+@pytest.mark.parametrize(
+    ("op_type", "domain", "message"),
+    [
+        ("FusedConv", "com.microsoft", "'FusedConv' of the domain 'com.microsoft'"),
+        ("Scaler", "ai.onnx.ml", "'Scaler' of the domain 'ai.onnx.ml'"),
+        ("Evil", "x\n\x1b[2J", r"domain 'x\\n\\x1b\[2J'"),
+        ("If", "", "'bad'.*'If', which holds a graph"),
+        ("Loop", "", "'Loop'"),
+        ("Scan", "ai.onnx", "'Scan'"),
+        ("SequenceConstruct", "", "'SequenceConstruct'"),
+        ("OptionalGetElement", "", "'OptionalGetElement'"),
+        ("ImageDecoder", "", "'ImageDecoder'"),
+    ],
+)
+def test_operators_that_no_plain_network_needs_are_refused_by_name(
+    op_type: str, domain: str, message: str
+) -> None:
+    node = helper.make_node(op_type, ["x"], ["y"], name="bad", domain=domain)
+
+    with pytest.raises(UnsupportedOpError, match=message):
+        scan_onnx(one_node(node))
+
+
+def test_the_long_name_of_the_standard_domain_is_taken() -> None:
+    node = helper.make_node("Relu", ["x"], ["y"], domain="ai.onnx")
+
+    assert scan_onnx(one_node(node)).nodes[0].domain == ""
+
+
+def test_a_graph_in_an_attribute_is_refused() -> None:
+    inner = helper.make_graph([], "inner", [], [])
+    node = helper.make_node("Relu", ["x"], ["y"], name="bad", body=inner)
+
+    with pytest.raises(UnsupportedOpError, match=r"'bad'.*holds a graph or a type.*'body'"):
+        scan_onnx(one_node(node))
+
+
+def test_an_operator_that_does_not_exist_is_refused_by_name() -> None:
+    node = helper.make_node("MyRelu", ["x"], ["y"], name="bad")
+
+    with pytest.raises(UnsupportedOpError, match="'bad' is 'MyRelu', which is no standard"):
+        scan_onnx(one_node(node))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("Conv", ["x"], ["y"]),  # ends OpenVINO 2026.4.1 with a signal
+        helper.make_node("Conv", ["", "x"], ["y"]),
+        helper.make_node("Conv", ["x"] * 4, ["y"]),
+        helper.make_node("Pad", ["x"], ["y"]),
+        helper.make_node("Concat", ["x", ""], ["y"], axis=0),
+        helper.make_node("Relu", [], ["y"]),
+        helper.make_node("Relu", ["x"], ["y", "z"]),
+    ],
+)
+def test_an_operator_with_too_few_or_many_inputs_or_outputs_is_refused(
+    node: onnx.NodeProto,
+) -> None:
+    with pytest.raises(ArtifactError, match=f"{node.op_type}.*in opset 21 it takes"):
+        scan_onnx(one_node(node))
+
+
+def test_numbers_of_inputs_and_outputs_agree_with_onnx_in_every_opset() -> None:
+    unbounded = 2**31 - 1
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain or schema.name in REFUSED:
+            continue
+        theirs = Arity(
+            schema.min_input,
+            None if schema.max_input == unbounded else schema.max_input,
+            None if schema.max_output == unbounded else schema.max_output,
+        )
+        assert find_arity(schema.name, schema.since_version) == theirs, schema.name
+    assert onnx.defs.onnx_opset_version() == MAX_OPSET
+
+
+def test_local_functions_are_refused_with_the_way_out() -> None:
+    model = model_of([RELU], inputs=[X], outputs=[Y])
+    model.functions.add(name="f", domain="mine")
+
+    with pytest.raises(UnsupportedOpError, match="inline_local_functions"):
+        scan_onnx(model.SerializeToString())
+
+
+@pytest.mark.parametrize(("field", "value"), [("ir_version", 99), ("ir_version", 0)])
+def test_an_unknown_ir_version_is_refused(field: str, value: int) -> None:
+    model = model_of([RELU], inputs=[X], outputs=[Y])
+    setattr(model, field, value)
+
+    with pytest.raises(UnsupportedOpError, match=rf"IR version {value}; known are 1\.\.14"):
+        scan_onnx(model.SerializeToString())
+
+
+def test_an_unknown_opset_is_refused() -> None:
+    model = model_of([RELU], inputs=[X], outputs=[Y], opset=99)
+
+    with pytest.raises(UnsupportedOpError, match="opset 99"):
+        scan_onnx(model.SerializeToString())
+
+
+def test_a_sequence_as_input_is_refused() -> None:
+    sequence = helper.make_tensor_sequence_value_info("s", FLOAT, [1])
+    model = model_of([RELU], inputs=[X, sequence], outputs=[Y])
+
+    with pytest.raises(UnsupportedOpError, match="'s' is a sequence_type"):
+        scan_onnx(model.SerializeToString())
+
+
+def test_sparse_weights_are_refused() -> None:
+    model = model_of([RELU], inputs=[X], outputs=[Y])
+    model.graph.sparse_initializer.add(dims=[1 << 30])
+    attribute = helper.make_node("Relu", ["x"], ["y"])
+    attribute.attribute.add(name="v", type=onnx.AttributeProto.SPARSE_TENSOR).sparse_tensor.dims[
+        :
+    ] = [1]
+
+    with pytest.raises(UntrustedArtifactError, match="sparse initializer"):
+        scan_onnx(model.SerializeToString())
+    with pytest.raises(UntrustedArtifactError, match="sparse tensor"):
+        scan_onnx(one_node(attribute))
+
+
+def bomb(*nodes: onnx.NodeProto, initializers: tuple[TensorProto, ...] = ()) -> bytes:
+    info = helper.make_tensor_value_info(nodes[-1].output[0], FLOAT, None)
+    model = model_of([*nodes, RELU], inputs=[X], outputs=[Y, info], initializers=initializers)
+    return bytes(model.SerializeToString())
+
+
+def make(op_type: str, inputs: list[str], output: str, **attributes: object) -> onnx.NodeProto:
+    return helper.make_node(op_type, inputs, [output], **attributes)  # type: ignore[arg-type]
+
+
+LARGE = 64 << 20
+VECTOR = numpy_helper.from_array(np.zeros(8192, np.float32), "v")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bomb(make("ConstantOfShape", ["s"], "b"), initializers=(ints("s", [LARGE]),)),
+        bomb(make("ConstantOfShape", ["s"], "b"), initializers=(ints("s", [1 << 20] * 9),)),
+        bomb(make("Constant", [], "s", value_ints=[LARGE]), make("ConstantOfShape", ["s"], "b")),
+        bomb(
+            make("Concat", ["p", "p"], "s", axis=0),
+            make("ConstantOfShape", ["s"], "b"),
+            initializers=(ints("p", [8192]),),
+        ),
+        bomb(
+            make("Mul", ["p", "p"], "q"),
+            make("Cast", ["q"], "s", to=7),
+            make("ConstantOfShape", ["s"], "b"),
+            initializers=(ints("p", [8192]),),
+        ),
+        bomb(make("Expand", ["v", "s"], "b"), initializers=(VECTOR, ints("s", [8192, 1]))),
+        bomb(make("Tile", ["v", "s"], "b"), initializers=(VECTOR, ints("s", [8192]))),
+        bomb(
+            make("Tile", ["v", "s"], "t"),
+            make("Tile", ["t", "s"], "b"),
+            initializers=(VECTOR, ints("s", [100])),
+        ),
+        bomb(make("RandomNormal", [], "b", shape=[LARGE])),
+        bomb(
+            make("Range", ["a", "z", "d"], "b"),
+            initializers=(ints("a", [0]), ints("z", [LARGE]), ints("d", [1])),
+        ),
+        bomb(
+            make("Add", ["v", "u"], "b"),
+            initializers=(VECTOR, numpy_helper.from_array(np.zeros((8192, 1), np.float32), "u")),
+        ),
+        bomb(
+            make("MatMul", ["u", "w"], "b"),
+            initializers=(
+                numpy_helper.from_array(np.zeros((8192, 1), np.float32), "u"),
+                numpy_helper.from_array(np.zeros((1, 8192), np.float32), "w"),
+            ),
+        ),
+    ],
+)
+def test_a_small_file_that_asks_for_much_memory_is_refused(data: bytes) -> None:
+    with pytest.raises(UntrustedArtifactError, match=r"makes \d+ elements.*at most 16777216"):
+        scan_onnx(data)
+
+
+def test_constants_of_a_usual_size_are_taken() -> None:
+    data = bomb(make("ConstantOfShape", ["s"], "b"), initializers=(ints("s", [16 << 20]),))
+
+    assert len(scan_onnx(data).nodes) == 2
+
+
+def test_too_many_nodes_fields_or_bytes_are_refused() -> None:
+    data = segmenter_bytes()
+
+    with pytest.raises(UntrustedArtifactError, match="more than 5 nodes"):
+        scan_onnx(data, limits=ScanLimits(max_nodes=5))
+    with pytest.raises(UntrustedArtifactError, match="more than 50 fields"):
+        scan_onnx(data, limits=ScanLimits(max_fields=50))
+    with pytest.raises(ArtifactError, match="at most 100 can be"):
+        scan_onnx(data, limits=ScanLimits(max_bytes=100))
+
+
+def test_messages_that_nest_too_deep_are_refused() -> None:
+    node = helper.make_node("Relu", ["x"], ["y"])
+    dim = node.device_configurations.add().sharding_spec.add().sharded_dim.add()
+    dim.simple_sharding.add(dim_value=2, num_shards=2)
+
+    assert scan_onnx(one_node(node)).nodes[0].op_type == "Relu"
+    with pytest.raises(UntrustedArtifactError, match="nests more than 2 levels"):
+        scan_onnx(one_node(node), limits=ScanLimits(max_depth=2))
