@@ -42,7 +42,14 @@ class Agreement:
 
 
 def write_reference(network: Network, frames_bgr: Sequence[Array], folder: Path) -> None:
-    """Write PyTorch's labels and scores of each frame, for `measure_agreement` to read."""
+    """Write PyTorch's labels and scores of each frame, for `measure_agreement` to read.
+
+    Args:
+        frames_bgr: uint8 [H, W, 3] each.
+
+    Raises:
+        BenchmarkError: the network gives no scores.
+    """
     for index, frame in enumerate(frames_bgr):
         labels, scores = network.labels_and_scores(frame)
         if scores is None:
@@ -57,6 +64,7 @@ def measure_agreement(
     """Segment every frame and compare.
 
     Args:
+        frames_bgr: uint8 [H, W, 3] each.
         reference: folder of `write_reference`; None where there is no baseline.
     """
     if reference is None:

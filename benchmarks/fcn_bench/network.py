@@ -53,7 +53,7 @@ class TimedNetwork(Network, Protocol):
 
 
 def segment(network: Network, frames_bgr: Sequence[Array]) -> list[Array]:
-    """Frames in, labels out: the three steps in a row."""
+    """Frames in, uint8 [H, W, 3] each, labels out, uint8 [H, W]: the three steps in a row."""
     prepared = network.prepare(frames_bgr)
     return network.finish(network.compute(prepared), frames_bgr)
 
@@ -64,7 +64,7 @@ def timed_call(
     """Make a call that works on one batch after the other, over and over.
 
     Args:
-        batches: frames of one size in each.
+        batches: frames, uint8 [H, W, 3], of one size in each.
         work: ``"frame"`` does all three steps; ``"compute"`` prepares every batch beforehand.
         first: index of the batch to begin with, so that threads do not work on the same one.
     """

@@ -28,6 +28,7 @@ class GroundTruth:
 
     @classmethod
     def of(cls, confusion: Array) -> GroundTruth:
+        """Give the figures of a confusion matrix, int64 [C, C]."""
         from fcn_export.check.fidelity import mean_iou
 
         return cls(mean_iou(confusion)[0])

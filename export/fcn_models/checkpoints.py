@@ -144,7 +144,7 @@ def recognise_fcn(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Tell from weights alone which network of this family they belong to; None for others.
 
     Args:
-        state: weights by name, prefixes of wrappers removed.
+        state: weights by name, of any shapes and dtypes, prefixes of wrappers removed.
     """
     from fcn_models.recognition import recognise_backbone
     from fcn_models.trunk import PAPER_PADDING_PX

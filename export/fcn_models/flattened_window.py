@@ -163,7 +163,11 @@ def _replace(module: fx.GraphModule, pool: fx.Node, layer: nn.Module) -> None:
 
 
 def as_convolution(linear: nn.Linear, window: Window) -> nn.Conv2d:
-    """Make the convolution that a linear layer is: same weights, one position in the window."""
+    """Make the convolution that a linear layer is: same weights, one position in the window.
+
+    Raises:
+        TypeError: torch made something else than a convolution.
+    """
     convolution = nn.utils.skip_init(
         nn.Conv2d,
         window.channels,

@@ -31,12 +31,17 @@ class PadToMultiple(nn.Module):
         self.multiple = multiple
 
     def forward(self, image: Tensor) -> Tensor:
+        """Pad an image, float32 [N, C, H, W], on all four sides."""
         height, width = image.shape[2:]
         return nn.functional.pad(image, (0, -width % self.multiple, 0, -height % self.multiple))
 
 
 def pad_as_in_paper(module: fx.GraphModule) -> None:
-    """Pad the image, and nothing else than the classifier did; Caffe's pools round up."""
+    """Pad the image, and nothing else than the classifier did; Caffe's pools round up.
+
+    Raises:
+        UnsupportedModelError: a layer other than the first pads less than half of its window.
+    """
     first = first_convolution(module)
     if first is not None:
         first.padding = (PAPER_PADDING_PX, PAPER_PADDING_PX)

@@ -44,11 +44,14 @@ def identify_classifier(classifier: nn.Module) -> Backbone | None:
 
 
 def recognise_backbone(state: Mapping[str, Tensor]) -> Backbone | None:
-    """Tell which classifier weights belong to, from names and shapes; None where none is known.
+    """Tell which classifier weights belong to, from names and shapes, of any dtype.
 
     Args:
         state: of the classifier itself, or made fully convolutional, with or without its last
             layer.
+
+    Returns:
+        None where none is known.
     """
     first = state.get("features.0.weight")
     if first is None:

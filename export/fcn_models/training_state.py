@@ -111,7 +111,11 @@ class TrainingState:
 
 
 def random_numbers(device: torch.device) -> dict[str, Tensor]:
-    """Give the state of the CPU's random numbers, and of the device's own if it is a GPU."""
+    """Give the state of the CPU's random numbers, and of the device's own if it is a GPU.
+
+    Returns:
+        uint8 [bytes] by the name of the generator.
+    """
     numbers = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         numbers["cuda"] = torch.cuda.get_rng_state(device)
@@ -119,7 +123,7 @@ def random_numbers(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_numbers(numbers: dict[str, Tensor], device: torch.device) -> None:
-    """Set what `random_numbers` gave; a GPU's are left alone if they are not among it."""
+    """Set what `random_numbers` gave, uint8 [bytes] each; a GPU's only if they are among it."""
     torch.set_rng_state(numbers["cpu"])
     if device.type == "cuda" and "cuda" in numbers:
         torch.cuda.set_rng_state(numbers["cuda"], device)

@@ -84,6 +84,7 @@ class Enlarge(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def forward(self, scores: torch.Tensor) -> torch.Tensor:
+        """Enlarge scores, float32 [N, C, h, w], by the factor."""
         if self.kind == "interpolate":
             finer = functional.interpolate(
                 scores, scale_factor=float(self.factor), mode="bilinear", align_corners=False

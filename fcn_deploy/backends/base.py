@@ -49,7 +49,11 @@ class ModelSource:
     manifest: Manifest | None = field(default=None, repr=False)
 
     def cut_data(self) -> bytes:
-        """Give the bytes of the model that makes `outputs`."""
+        """Give the bytes of the model that makes `outputs`.
+
+        Raises:
+            ValueError: the model is not an ONNX graph held in memory.
+        """
         if self.data is None:
             raise ValueError(f"'{self.path}' is opened by path")
         return self.data if self.outputs is None else with_outputs(self.data, self.outputs)
@@ -70,7 +74,7 @@ class ExecutionContext(Protocol):
         """Run the network once.
 
         Args:
-            feeds: one array for each input, of the dtype and rank of its spec, with any strides,
+            feeds: one array for each input, of the dtype and shape of its spec, with any strides,
                 writable or not; not modified. One that is not C-contiguous is copied.
             outputs: names to compute; None means all.
 
@@ -134,7 +138,7 @@ class TimedContext(ExecutionContext, Protocol):
     """A loaded network whose device has a clock."""
 
     def execute_timed(self, feeds: Mapping[str, Array], /) -> tuple[dict[str, Array], RunTimes]:
-        """Run as `execute` does, and say what it took."""
+        """Run as `execute` does, on the same shapes and dtypes, and say what it took."""
         ...
 
 
@@ -243,7 +247,7 @@ class ContextManaged:
 
 
 def check_feeds(inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> None:
-    """Compare arrays with the inputs that a network declares.
+    """Compare the shapes and dtypes of arrays with the inputs that a network declares.
 
     Raises:
         ShapeError: one is missing, unknown, empty, or of the wrong rank or fixed size.

@@ -69,7 +69,7 @@ class PlanCase:
 
     @cached_property
     def wanted(self) -> Array:
-        """ONNX Runtime's labels of `frames`."""
+        """ONNX Runtime's labels of `frames`, uint8 [N, H, W]."""
         context = self.reference()
         try:
             found = context.execute({context.inputs[0].name: self.frames})
@@ -78,7 +78,7 @@ class PlanCase:
             context.close()
 
     def frames_of(self, size: tuple[int, int]) -> Array:
-        """Make frames of (height, width) px, a batch of them."""
+        """Make a batch of frames of (height, width) px, uint8 [N, H, W, 3]."""
         from fcn_bench.inputs import synthetic_frames
 
         batch = self.artifact.manifest.shapes.opt[0]
@@ -146,5 +146,5 @@ class PlanCase:
 
 
 def feed_of(engine: TrtEngine, frames: Array) -> dict[str, Array]:
-    """Give frames the name that a plan has for them."""
+    """Give frames, uint8 [N, H, W, 3], the name that a plan has for them."""
     return {engine.inputs[0].name: frames}

@@ -162,8 +162,14 @@ def check_gpu_labels(
 def time_gpu_labels(segmenter: Segmenter, frames_bgr: Array, *, runs: int) -> dict[str, float]:
     """Time a plan with what labels its scores, by CUDA events; see `time_plan`.
 
+    Args:
+        frames_bgr: uint8 [N, H, W, 3].
+
     Returns:
         Medians of `compute_ms` and `transfer_ms`.
+
+    Raises:
+        RuntimeError: the segmenter does not time its runs.
     """
     feeds = segmenter.prepare(list(frames_bgr))
     for _ in range(5):

@@ -34,7 +34,7 @@ _TRTEXEC = re.compile(r"(GPU Compute Time|Latency): min = ([\d.]+) ms.*?median =
 
 
 def agreement_with(wanted: Array, found: Array) -> float:
-    """Give the share of pixels with the same label.
+    """Give the share of pixels with the same label, of class ids of any shape and dtype.
 
     Raises:
         BenchmarkError: the shapes differ.
@@ -51,9 +51,15 @@ def time_plan(
 ) -> dict[str, float]:
     """Time a plan: alone, with copies, and with `depth` runs under way at once.
 
+    Args:
+        feeds: of the dtypes of the plan's inputs, in shapes that a profile takes.
+
     Returns:
         Medians of `compute_ms` and `transfer_ms` by CUDA events, `host_ms` from a call to its
         result, and `pipelined_ms` for each frame where copies and runs overlap.
+
+    Raises:
+        RuntimeError: a run that should be timed was not.
     """
     with open_session(engine, timing=True, cuda_graphs=cuda_graphs) as session:
         for _ in range(5):
@@ -86,7 +92,15 @@ def time_plan(
 
 
 def torch_interop_agreement(engine: TrtEngine, frames: Array, wanted: Array) -> float:
-    """Run a plan on PyTorch's tensors, in PyTorch's stream, and compare the labels."""
+    """Run a plan on PyTorch's tensors, in PyTorch's stream, and compare the labels.
+
+    Args:
+        frames: uint8 [N, H, W, 3].
+        wanted: class ids [N, H, W].
+
+    Returns:
+        Share of the pixels with the same label.
+    """
     import torch
 
     with open_session(engine) as session, torch.cuda.stream(torch.cuda.Stream()):
@@ -153,6 +167,9 @@ def time_torch(
 
 def run_trtexec(plan: Path, feeds: Mapping[str, Array]) -> dict[str, float | str]:
     """Time a plan by NVIDIA's own tool, where it is on PATH.
+
+    Args:
+        feeds: their shapes, of whichever dtype the plan takes, are what is timed.
 
     Returns:
         `compute_ms` and `latency_ms` (with copies), medians; or `skipped` or `error`.

@@ -143,13 +143,20 @@ def mean_iou(confusion: Array) -> tuple[float, Array]:
 
 
 def pixel_accuracy(confusion: Array) -> float:
-    """Give the share of counted pixels with the right label, 0..1; NaN where none counted."""
+    """Give the share of counted pixels with the right label, 0..1; NaN where none counted.
+
+    Args:
+        confusion: int64 [C, C], rows are the reference's classes.
+    """
     total = int(confusion.sum())
     return float(np.trace(confusion)) / total if total else float("nan")
 
 
 def label_agreement(labels: Array, reference: Array) -> float:
     """Give the share of pixels with the reference's label, 0..1.
+
+    Args:
+        labels, reference: class ids of any integer dtype and one shape.
 
     Raises:
         ValueError: shapes differ, or there are no pixels.
@@ -238,7 +245,7 @@ def mean_accuracy(confusion: Array) -> float:
     `pixel_accuracy`, `mean_iou` and `frequency_weighted_iou`.
 
     Args:
-        confusion: [C, C], rows are the reference's classes.
+        confusion: int64 [C, C], rows are the reference's classes.
 
     Returns:
         0..1; NaN where the reference holds no class at all.
@@ -254,7 +261,7 @@ def frequency_weighted_iou(confusion: Array) -> float:
     """Give the mean intersection over union, each class weighed by its pixels in the reference.
 
     Args:
-        confusion: [C, C], rows are the reference's classes.
+        confusion: int64 [C, C], rows are the reference's classes.
 
     Returns:
         0..1; NaN where the reference holds no class at all.

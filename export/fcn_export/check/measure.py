@@ -84,12 +84,12 @@ class Measured:
         return mean_iou(self.model_confusion)[0]
 
     def count_truth(self, prediction: Array, truth: Array, num_labels: int) -> None:
-        """Add one image with ground truth; both [H, W]."""
+        """Add one image with ground truth; both are class ids [H, W]."""
         counts = confusion_matrix(prediction, truth, num_labels)
         self.confusion = counts if self.confusion is None else self.confusion + counts
 
     def count_model(self, name: str, found: Disagreement, confusion: Array) -> None:
-        """Add one image held against the model's labels."""
+        """Add one image held against the model's labels; confusion is int64 [C, C]."""
         self.disagreement += found
         known = self.model_confusion
         self.model_confusion = confusion if known is None else known + confusion
@@ -97,7 +97,11 @@ class Measured:
             self.worst = WorstImage(name, found.label_agreement)
 
     def fidelity(self, model: Measured) -> Fidelity:
-        """Give the figures for the manifest, held against the model's own."""
+        """Give the figures for the manifest, held against the model's own.
+
+        Raises:
+            ValueError: this is the model itself.
+        """
         if self.runner is None:
             raise ValueError("the model itself has no fidelity to itself")
         drop = None

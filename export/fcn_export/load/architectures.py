@@ -143,7 +143,7 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
     """Tell which known network the weights belong to, from their names and shapes alone.
 
     Args:
-        state: weights by name, prefixes of wrappers removed.
+        state: weights by name, of any dtype, prefixes of wrappers removed.
 
     Raises:
         UnsupportedModelError: none fits, or one fits but for some shapes, which are listed.

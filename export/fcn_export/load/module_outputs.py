@@ -18,7 +18,7 @@ DEFAULT_OUTPUT_KEY = "out"
 
 
 def select_output(output: Any, key: str | None = None) -> Tensor:
-    """Pick the class scores, a tensor [N, C, h, w].
+    """Pick the class scores, a tensor [N, C, h, w] of whichever dtype the network gives.
 
     Args:
         output: a tensor, or a mapping, tuple, list, named tuple or dataclass of several.

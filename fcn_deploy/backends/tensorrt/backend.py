@@ -146,7 +146,11 @@ class TrtContext(ContextManaged):
         stage: LabelStage | None = None,
         timed: bool = False,
     ) -> PendingResult:
-        """Start a run of the network, which labels scores on the GPU where a stage is given."""
+        """Start a run of the network; feeds have the shapes and dtypes of its inputs.
+
+        Args:
+            stage: labels the scores on the GPU; None copies them back.
+        """
         return self._session(timed).submit(feeds, outputs=outputs, stage=stage)
 
     def close(self) -> None:
@@ -210,7 +214,14 @@ class TrtLabels:
 
 
 def timed_result(pending: PendingResult) -> tuple[dict[str, Array], RunTimes]:
-    """Wait for a run of a session that times its runs."""
+    """Wait for a run of a session that times its runs.
+
+    Returns:
+        The outputs by name, of the shapes and dtypes that the plan gives, and the times.
+
+    Raises:
+        RuntimeError: the session does not time its runs.
+    """
     outputs, times = pending.result(), pending.times()
     if times is None:
         raise RuntimeError("a session with timing gave no times")

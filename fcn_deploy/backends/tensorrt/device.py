@@ -99,11 +99,17 @@ class DeviceBackend(Protocol):
     def free_pinned(self, array: Array) -> None: ...
 
     def upload(self, address: int, source: Array, stream: int) -> None:
-        """Enqueue a copy to the device. `source` must stay as it is until it was made."""
+        """Enqueue a copy to the device of a contiguous array of any shape and dtype.
+
+        `source` must stay as it is until the copy was made.
+        """
         ...
 
     def download(self, target: Array, address: int, stream: int) -> None:
-        """Enqueue a copy to the host. `target` means nothing until it was made."""
+        """Enqueue a copy to the host, into a contiguous array of any shape and dtype.
+
+        `target` means nothing until the copy was made.
+        """
         ...
 
     def stream(self) -> int:

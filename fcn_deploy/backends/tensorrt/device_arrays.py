@@ -145,7 +145,7 @@ def stream_handle(stream: Any, arrays: Iterable[Any], views: Iterable[DeviceView
 def wrong_out(
     name: str, found: Array | DeviceView, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> str:
-    """Say that an array to write an output into is of another kind."""
+    """Say that an array to write an output into has another shape or dtype."""
     return f"out['{name}'] is {found.dtype} {list(found.shape)}; expected {dtype} {list(shape)}."
 
 

@@ -131,6 +131,9 @@ def head_tables(
     Args:
         samples: (height, width) of the scores.
         size: (height, width) of the labels in px.
+
+    Returns:
+        uint8 [bytes], owned by the caller.
     """
     parts: list[Array] = [TAINTED]
     for count, outputs in zip(samples, size, strict=True):

@@ -113,7 +113,7 @@ class LabelRun:
         )
 
     def finish(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Check what was copied out and give it without the mark.
+        """Check what was copied out and give it without the mark: labels, uint8 [N, H, W].
 
         Raises:
             NonFiniteOutputError: a score is NaN or infinite.

@@ -59,7 +59,7 @@ class Ring:
         }
 
     def copy_in(self, slot: Slot, feeds: Mapping[str, Array], addresses: Mapping[str, int]) -> None:
-        """Copy arrays to the device; what is executed from now on waits for them."""
+        """Copy arrays of any shape and dtype to the device; what is run next waits for them."""
         filled = {}
         for name, feed in feeds.items():
             pinned = self._pool.pinned(slot.prefix + name, feed.nbytes)
@@ -82,7 +82,11 @@ class Ring:
         shapes: Shapes,
         addresses: Mapping[str, int],
     ) -> dict[str, Array]:
-        """Copy tensors back, after what was executed; they are there at `slot.downloaded`."""
+        """Copy tensors back, after what was executed; they are there at `slot.downloaded`.
+
+        Returns:
+            Arrays by name, of the shapes given and the dtypes of `specs`, in pinned memory.
+        """
         self._device.record(slot.executed, self.execute)
         self._device.wait(self._download, slot.executed)
         parts = {}

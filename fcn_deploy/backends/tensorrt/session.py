@@ -82,7 +82,10 @@ class InferenceSession(ContextManaged):
     def infer(
         self, feeds: Mapping[str, Array], *, out: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
-        """Run once and wait; see `submit` and `PendingResult.result`."""
+        """Run once and wait: arrays of the shapes and dtypes of the plan's inputs and outputs.
+
+        See `submit` and `PendingResult.result` for the errors.
+        """
         return self.submit(feeds).result(out=out)
 
     def submit(
@@ -95,7 +98,8 @@ class InferenceSession(ContextManaged):
         """Start a run, and wait for none but the one that had its slot, `depth` runs ago.
 
         Args:
-            feeds: an array for each input; copied before this returns.
+            feeds: an array for each input, of its dtype, in a shape that a profile takes; copied
+                before this returns.
             outputs: names to copy back; None means all.
             stage: labels scores on the GPU; its `labels` are one more output, copied back always.
 
@@ -195,6 +199,9 @@ class InferenceSession(ContextManaged):
         """Measure each layer of the engine, in its order, in a context made for that alone.
 
         TensorRT-RTX makes one layer of a whole network.
+
+        Args:
+            feeds: of dtypes and shapes as for `submit`.
 
         Raises:
             ShapeError, DTypeError, DeviceMemoryError, ExecutionError: as for `submit`.

@@ -55,7 +55,11 @@ class Features:
 
     @classmethod
     def constant(cls, dims: Sequence[int], value: Array | None = None) -> Features:
-        """Make a tensor that does not depend on the image's pixels."""
+        """Make a tensor that does not depend on the image's pixels.
+
+        Args:
+            value: of shape `dims` and any dtype; None where it is not known.
+        """
         return cls(tuple(dims), (None,) * len(dims), value)
 
     @property
@@ -89,7 +93,11 @@ def resample(
 
 
 def broadcast(parts: Sequence[Features]) -> Features:
-    """Give what an operator makes that works on its inputs element by element."""
+    """Give what an operator makes that works on its inputs element by element.
+
+    Raises:
+        UntraceableError: their axes do not fit.
+    """
     rank = max(len(part.dims) for part in parts)
     dims = [1] * rank
     spans: list[Span | None] = [None] * rank

@@ -29,7 +29,11 @@ class Step:
 
     @property
     def first(self) -> Features:
-        """The first input."""
+        """The first input.
+
+        Raises:
+            UntraceableError: there is none.
+        """
         found = self.inputs[0] if self.inputs else None
         if found is None:
             raise UntraceableError("has no input")
@@ -40,7 +44,7 @@ class Step:
         return self.inputs[index] if index < len(self.inputs) else None
 
     def value(self, index: int) -> Array | None:
-        """Give an optional input's value.
+        """Give an optional input's value, of any shape and dtype.
 
         Raises:
             UntraceableError: it is given, but not known before an image comes.

@@ -98,7 +98,7 @@ _OPERATORS: dict[str, Callable[..., Array]] = {
 
 
 def compute_value(node: Node, inputs: Sequence[Array | None]) -> Array | None:
-    """Compute what an operator makes of known values.
+    """Compute what an operator makes of known values, of any shapes and dtypes.
 
     Returns:
         None where an input is unknown or large, or the operator is none of those that sizes are

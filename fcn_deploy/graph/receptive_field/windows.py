@@ -29,7 +29,11 @@ class _Window:
 
 
 def convolve(step: Step) -> Features:
-    """Follow Conv and its quantized kin."""
+    """Follow Conv and its quantized kin.
+
+    Raises:
+        UntraceableError: the weights' shape is not known.
+    """
     weights = step.inputs[1] if len(step.inputs) > 1 else None
     if weights is None:
         raise UntraceableError("has no weights")
@@ -88,7 +92,11 @@ def _windows(step: Step, sizes: tuple[int, ...]) -> list[_Window]:
 
 
 def convolve_transposed(step: Step) -> Features:
-    """Follow ConvTranspose."""
+    """Follow ConvTranspose.
+
+    Raises:
+        UntraceableError: the weights' shape is not known.
+    """
     source, weights = step.first, step.inputs[1] if len(step.inputs) > 1 else None
     if weights is None or len(weights.dims) != len(source.dims):
         raise UntraceableError("has no weights of its input's rank")
@@ -113,7 +121,11 @@ def _spread(span: Span | None, window: _Window) -> Span | None:
 
 
 def resize(step: Step) -> Features:
-    """Follow Resize and the older Upsample, where they enlarge or shrink by a fixed ratio."""
+    """Follow Resize and the older Upsample, where they enlarge or shrink by a fixed ratio.
+
+    Raises:
+        UntraceableError: the ratio is not known before an image comes.
+    """
     source = step.first
     if step.text("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise UntraceableError("keeps the aspect ratio")
