@@ -47,8 +47,9 @@ paper: $(READY)  ## time the FCN paper's networks, full-size, at 500x500, into b
 full-networks: $(READY)  ## export and verify the FCN paper's networks, full-size, under build/paper
 	$(BIN)/python -m benchmarks.research.paper --prepare
 
+# whole files, so that what a module's fixtures make is made once
 test: $(READY)  ## run all tests, in two processes
-	$(BIN)/python scripts/run_tests.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-fast: $(READY)  ## run the tests that are not marked slow, the last failures first
 	$(BIN)/python -m pytest -m "not slow" --failed-first --exitfirst $(PYTEST_ARGS)

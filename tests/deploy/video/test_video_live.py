@@ -151,7 +151,7 @@ def test_failed_connections_leak_no_file_and_no_thread() -> None:
         for _ in range(20):
             attempt()
 
-    assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) == before
     assert live_threads() == []
 
 
