@@ -77,6 +77,7 @@ _API = "this project uses functions that came with it"
 
 # The floors of what fcn-deploy requires are those of pyproject.toml; a test compares them.
 LIBRARIES = (
+    Library("msgspec", "msgspec", "reads JSON into typed values", "0.20", _API, required=True),
     Library(
         "numba", "numba", "compiles the step from scores to labels", "0.61", _API, required=True
     ),

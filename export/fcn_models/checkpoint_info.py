@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from fcn_deploy.artifact.manifest import ClassInfo, Preprocess
-from fcn_deploy.artifact.strict_json import JsonObject, load_strict
+from fcn_deploy.artifact.strict_json import read_strict
 from fcn_deploy.errors import ManifestError, UnsupportedModelError
-from fcn_deploy.names import NetworkColor
 
 __all__ = ["METADATA_KEY", "CheckpointInfo", "parse_info"]
 
@@ -19,6 +18,18 @@ METADATA_KEY = "fcn_deploy"
 
 _VERSION = 1
 _MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Versioned:
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    classes: tuple[ClassInfo, ...]
+    preprocess: Preprocess
+    architecture: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +51,8 @@ class CheckpointInfo:
         document = {
             "version": _VERSION,
             "architecture": dict(self.architecture),
-            "preprocess": {
-                "mean": list(self.preprocess.mean),
-                "std": list(self.preprocess.std),
-                "color": self.preprocess.color,
-            },
-            "classes": [{"name": one.name, "color": list(one.color)} for one in self.classes or ()],
+            "preprocess": asdict(self.preprocess),
+            "classes": [asdict(one) for one in self.classes or ()],
         }
         return json.dumps(document, sort_keys=True, allow_nan=False)
 
@@ -56,31 +63,22 @@ def parse_info(text: str, *, where: str) -> CheckpointInfo:
     Raises:
         UnsupportedModelError: they are malformed, or of another version.
     """
+    content = text.encode()
     try:
-        top = JsonObject(load_strict(text.encode(), where=where, max_bytes=_MAX_BYTES), "metadata")
-        version = top.get("version", int)
+        version = read_strict(content, _Versioned, where="metadata", max_bytes=_MAX_BYTES).version
         if version != _VERSION:
             raise UnsupportedModelError(
                 f"{where} has metadata of version {version}; this release reads {_VERSION}.",
                 hint="Install the fcn-deploy that wrote it.",
             )
-        named = top.each(
-            "classes",
-            lambda one: ClassInfo(
-                one.text("name"), cast("tuple[int, int, int]", one.items("color", int))
-            ),
-        )
-        given = top.child("preprocess")
-        preprocess = Preprocess(
-            given.items("mean", float),
-            given.items("std", float),
-            cast(NetworkColor, given.text("color")),
-        )
+        stored = read_strict(content, _Stored, where="metadata", max_bytes=_MAX_BYTES)
     except ManifestError as exc:
-        raise UnsupportedModelError(f"{where} has malformed metadata: {exc.message}") from exc
-    document = json.loads(text)
+        raise UnsupportedModelError(
+            f"{where} has malformed metadata: {exc.message}",
+            hint="Write the checkpoint again with fcn_models.save_checkpoint.",
+        ) from exc
     return CheckpointInfo(
-        architecture=document.get("architecture") or {},
-        preprocess=preprocess,
-        classes=named or None,
+        architecture=stored.architecture or {},
+        preprocess=stored.preprocess,
+        classes=stored.classes or None,
     )

@@ -63,6 +63,8 @@ class TensorInfo:
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.layout):
             raise ManifestError(f"'{self.name}' has shape {self.shape} but layout {self.layout!r}.")
+        if any(size is not None and size < 0 for size in self.shape):
+            raise ManifestError(f"'{self.name}' has shape {self.shape}; expected sizes or null.")
 
 
 @dataclass(frozen=True, slots=True)

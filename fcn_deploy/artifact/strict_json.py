@@ -4,14 +4,54 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import msgspec
+from msgspec import inspect
+
 from fcn_deploy.errors import ManifestError
 
-__all__ = ["JsonObject", "load_strict"]
+__all__ = ["JsonObject", "load_strict", "read_strict"]
 
 T = TypeVar("T")
+
+
+def read_strict(content: bytes, kind: type[T], *, where: str, max_bytes: int) -> T:
+    """Read JSON into a value of a type, such as a dataclass; keys it does not have are ignored.
+
+    Args:
+        where: names the document in messages, as in ``the manifest``.
+
+    Raises:
+        ManifestError: too large, not UTF-8, not JSON, a key twice, or not of this type.
+    """
+    document = load_strict(content, where=where, max_bytes=max_bytes)
+    try:  # from the bytes: it refuses numbers out of range, too
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$")
+        path = path.rstrip("`")
+        if problem.startswith("Invalid enum value"):
+            problem = f"Expected {', '.join(_choices(inspect.type_info(kind), path))}"
+        for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path.partition("[...]")[0]):
+            document = document[key or int(index)]
+        at = f" at '{path.lstrip('.')}'" if path else ""
+        found = json.dumps(document)[:60]
+        raise ManifestError(f"{where} is malformed{at}: {problem}; found {found}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{where} is not JSON: {error}.") from error
+
+
+def _choices(kind: Any, path: str) -> list[str]:
+    """Give what is allowed at a path of msgspec's, such as ``.variants[0].precision``."""
+    for name in re.findall(r"\.(\w+)|\[", path):
+        if name:
+            kind = next(field.type for field in kind.fields if field.encode_name == name)
+        else:
+            kind = kind.value_type if isinstance(kind, inspect.DictType) else kind.item_type
+    return list(kind.cls if isinstance(kind, inspect.EnumType) else kind.values)
 
 
 def load_strict(content: bytes, *, where: str, max_bytes: int) -> Any:

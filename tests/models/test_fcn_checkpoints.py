@@ -138,8 +138,9 @@ def _saved_with(tmp_path: Path, change: dict[str, Any]) -> Path:
         ({"preprocess": {"mean": [1], "std": [1], "color": "rgb"}}, "malformed metadata: mean has"),
         (
             {"classes": [{"name": "a"}]},
-            r"malformed metadata: metadata\.classes\[0\] has no 'color'",
+            r"malformed metadata: .* at 'classes\[0\]': Object missing required field `color`",
         ),
+        ({"architecture": ["fcn"]}, "at 'architecture': Expected `object . null`, got `array`"),
         ({"architecture": {}}, "description of its network is malformed: KeyError"),
     ],
 )

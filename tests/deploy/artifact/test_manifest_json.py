@@ -52,10 +52,13 @@ def test_an_artifact_may_say_nothing_of_the_receptive_field(said: dict[str, None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stride": [8]}, "expected height and width each"),
+        ({"stride": [8]}, r"at 'receptive_field.stride': .*length 2; found \[8\]"),
         ({"alignment": [32, 0]}, "expected sizes above 0"),
         ({"before": [-1, 0]}, "expected sizes above 0"),
-        ({"size": ["a", 1]}, "manifest.receptive_field.size.0 is str 'a'; expected int"),
+        (
+            {"size": ["a", 1]},
+            r"at 'receptive_field.size\[0\]': Expected `int`, got `str`; found \"a\"",
+        ),
     ],
 )
 def test_a_malformed_receptive_field_is_refused(change: dict[str, Any], message: str) -> None:
@@ -96,9 +99,12 @@ def test_a_newer_format_says_so() -> None:
     [
         (b"", "not JSON"),
         (b"\xff", "not JSON"),
-        (b"[]", "expected an object"),
+        (b"[]", "Expected `object`, got `array`"),
         (b'{"format_version": 1, "format_version": 1}', "a key twice"),
         (b'{"format_version": NaN}', "holds NaN"),
+        (b'{"format_version": 1.0}', "Expected `int`, got `float`"),
+        (b'{"format_version": 1, "files": 1e999}', "Number out of range"),
+        (b"{}", "missing required field `format_version`"),
         (b"[" * 100_000, "not JSON"),
         (b" " * (2 << 20), "at most"),
     ],
@@ -115,20 +121,25 @@ def test_what_is_no_json_object_is_refused(content: bytes, message: str) -> None
         (("files", 0, "size"), -1, "size -1"),
         (("files", 0, "sha256"), "abc", "SHA-256"),
         (("files", 0, "name"), "other.onnx", "not among the listed files"),
-        (("shapes", "min"), [1, 64], "expected batch, height, width"),
+        (("shapes", "min"), [1, 64], r"`array` of length 3; found \[1, 64\]"),
         (("shapes", "min"), [1, 640, 64], "must not decrease"),
         (("shapes", "multiple_of"), 0, "must be 1 or more"),
-        (("shapes", "multiple_of"), True, "expected int"),
+        (("shapes", "multiple_of"), True, "Expected `int`, got `bool`; found true"),
         (("preprocess", "std"), [0.0, 1.0, 1.0], "above 0"),
         (("preprocess", "mean"), [0.0], "takes 3"),
-        (("preprocess", "color"), "hsv", "expected one of"),
+        (("preprocess", "color"), "hsv", 'Expected bgr, gray, rgb; found "hsv"'),
         (("classes", 0, "color"), [0, 0, 256], "0..255"),
-        (("variants", 0, "precision"), "fp8", "expected fp32"),
-        (("variants", 0, "fidelity", 0, "miou"), "high", "expected float"),
+        (
+            ("variants", 0, "precision"),
+            "fp8",
+            r"variants\[0\].precision': Expected fp32, bf16, fp16, int8",
+        ),
+        (("variants", 0, "fidelity", 0, "miou"), "high", "Expected `float . null`, got `str`"),
         (("inputs", 0, "layout"), "NCH", "layout"),
-        (("inputs", 0, "shape"), ["N", 1, 1, 3], "expected sizes or null"),
-        (("source",), None, "expected dict"),
-        (("provenance",), {"torch": 2}, "expected str"),
+        (("inputs", 0, "shape"), ["N", 1, 1, 3], "Expected `int . null`, got `str`"),
+        (("inputs", 0, "shape"), [-1, 1, 1, 3], "expected sizes or null"),
+        (("source",), None, "Expected `object`, got `null`"),
+        (("provenance",), {"torch": 2}, "Expected `str`, got `int`"),
     ],
 )
 def test_a_malformed_entry_is_named(path: tuple[Any, ...], value: Any, message: str) -> None:
