@@ -18,6 +18,7 @@ __all__ = [
     "relative_spread",
     "summarise",
     "trend",
+    "weighted_medians",
 ]
 
 _RESAMPLES = 2000
@@ -154,18 +155,18 @@ def ratio_of_medians(
         draws = generator.multinomial(rounds, np.full(rounds, 1 / rounds), size=_RESAMPLES)
         for side, values in zip((other, ours), pooled, strict=True):
             owner = np.repeat(np.arange(rounds), [len(part) for part in side])
-            medians.append(_weighted_medians(values, draws, owner))
+            medians.append(weighted_medians(values, draws, owner))
     else:
         for values in pooled:
             size = values.size
             draws = generator.multinomial(size, np.full(size, 1 / size), size=_RESAMPLES)
-            medians.append(_weighted_medians(values, draws, np.arange(size)))
+            medians.append(weighted_medians(values, draws, np.arange(size)))
     ratios = medians[0] / medians[1]
     low, high = np.nanpercentile(ratios, (2.5, 97.5))
     return Ratio(float(np.median(pooled[0]) / np.median(pooled[1])), float(low), float(high))
 
 
-def _weighted_medians(values: Array, draws: Array, owner: Array) -> Array:
+def weighted_medians(values: Array, draws: Array, owner: Array) -> Array:
     """Give the median of each draw, where sample i counts ``draws[:, owner[i]]`` times."""
     order = np.argsort(values, kind="stable")
     ordered, owner = values[order], owner[order]

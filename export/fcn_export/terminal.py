@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fcn_export.check.measure import Measured
 
-__all__ = ["show_report", "step_printer"]
+__all__ = ["search_table", "show_report", "step_printer"]
 
 _NAMED = 3  # of many layers, in a table
 _FILE_WIDTH = 150  # where there is no terminal to ask
@@ -63,7 +63,7 @@ def show_report(report: ExportReport) -> None:
     for file in report.files:
         search = file.figures.get("search")
         if search and search["ranking"]:
-            console.print(_search_table(str(file.precision), search))
+            console.print(search_table(str(file.precision), search))
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
     seconds = sum(report.timings_seconds.values())
@@ -125,7 +125,7 @@ def _table(report: ExportReport) -> Table:
     return table
 
 
-def _search_table(precision: str, search: Mapping[str, Any]) -> Table:
+def search_table(precision: str, search: Mapping[str, Any]) -> Table:
     """Show what keeping layers in fp32 costs and saves: the points that none is better than."""
     from rich.table import Table
 

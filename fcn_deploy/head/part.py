@@ -8,7 +8,7 @@ import numpy as np
 
 from fcn_deploy.errors import ShapeError
 from fcn_deploy.head.geometry import LANES, Axis, Upsampled
-from fcn_deploy.head.upsample import _as_batch, _label, _label_dtype, _threads
+from fcn_deploy.head.upsample import as_batch, label_dtype, label_into, thread_count
 from fcn_deploy.names import Array
 
 __all__ = ["AxisPart", "upsample_argmax_part"]
@@ -87,8 +87,8 @@ def upsample_argmax_part(
         scores = np.pad(scores[:, :, : needed[0], : needed[1]], added, mode="edge")
     else:
         scores = scores[:, :, : needed[0], : needed[1]]
-    batch = _as_batch(scores, size)
-    labels = np.empty((len(batch), *size), _label_dtype(batch.shape[1]))
-    threads = _threads(batch, size, num_threads)
-    _label(batch, threshold, rows.axis(), columns.axis(), labels, threads)
+    batch = as_batch(scores, size)
+    labels = np.empty((len(batch), *size), label_dtype(batch.shape[1]))
+    threads = thread_count(batch, size, num_threads)
+    label_into(batch, threshold, rows.axis(), columns.axis(), labels, threads)
     return labels

@@ -13,7 +13,15 @@ from fcn_deploy.head.geometry import Axis, make_axis
 from fcn_deploy.machine import usable_cores
 from fcn_deploy.names import Array
 
-__all__ = ["load_kernels", "upsample_argmax", "upsample_confidence"]
+__all__ = [
+    "as_batch",
+    "label_dtype",
+    "label_into",
+    "load_kernels",
+    "thread_count",
+    "upsample_argmax",
+    "upsample_confidence",
+]
 
 _MAX_CLASSES = 1 << 16
 
@@ -33,7 +41,7 @@ def load_kernels(num_classes: int) -> None:
     """
     from fcn_deploy.head.argmax_kernel import argmax_kernel
 
-    argmax_kernel(_label_dtype(num_classes).name)
+    argmax_kernel(label_dtype(num_classes).name)
 
 
 def upsample_argmax(
@@ -74,17 +82,17 @@ def upsample_argmax(
         NonFiniteOutputError: a score is NaN or infinite; `out` is then undefined.
         ShapeError: `scores`, `size` or `out` is of another shape or dtype.
     """
-    batch = _as_batch(scores, size)
+    batch = as_batch(scores, size)
     shape = (*scores.shape[:-3], *size)
-    dtype = _label_dtype(batch.shape[1])
+    dtype = label_dtype(batch.shape[1])
     if out is None:
         out = np.empty(shape, dtype)
     elif out.shape != shape or out.dtype != dtype:
         raise ShapeError(f"out is {out.dtype} {list(out.shape)}; expected {dtype} {list(shape)}.")
     labels = out if out.flags.c_contiguous else np.empty(shape, dtype)
     rows, columns = _axes(batch, size, align_corners)
-    threads = _threads(batch, size, num_threads)
-    _label(batch, threshold, rows, columns, labels.reshape(-1, *size), threads)
+    threads = thread_count(batch, size, num_threads)
+    label_into(batch, threshold, rows, columns, labels.reshape(-1, *size), threads)
     if labels is not out:
         out[:] = labels
     return out
@@ -121,9 +129,9 @@ def upsample_confidence(
         threshold=threshold,
         num_threads=num_threads,
     )
-    batch = _as_batch(scores, size)
+    batch = as_batch(scores, size)
     rows, columns = _axes(batch, size, align_corners)
-    threads = _threads(batch, size, num_threads)
+    threads = thread_count(batch, size, num_threads)
     confidence = np.empty(labels.shape, np.float32)
     planes = confidence.reshape(-1, *size)
     soften = confidence_kernel()
@@ -136,9 +144,14 @@ def upsample_confidence(
     return labels, confidence
 
 
-def _label(
+def label_into(
     batch: Array, threshold: float, rows: Axis, columns: Axis, labels: Array, threads: int
 ) -> None:
+    """Write the labels of scores, float32 [N, C, h, w], into `labels`, [N, height, width].
+
+    Raises:
+        NonFiniteOutputError: a score that was read is NaN or infinite.
+    """
     from fcn_deploy.head.argmax_kernel import argmax_kernel
 
     label_bands = argmax_kernel(labels.dtype.name)
@@ -175,7 +188,8 @@ def _share_out(
         return all([drain(), *(other.result() for other in others)])
 
 
-def _threads(batch: Array, size: tuple[int, int], num_threads: int | None) -> int:
+def thread_count(batch: Array, size: tuple[int, int], num_threads: int | None) -> int:
+    """Give how many threads the work is worth, at most `num_threads` or the usable cores."""
     items = batch.size + len(batch) * size[0] * size[1]
     limit = _usable_cores() if num_threads is None else num_threads
     return max(1, min(limit, items // _ITEMS_PER_THREAD))
@@ -186,7 +200,8 @@ def _usable_cores() -> int:
     return usable_cores()  # reads the kernel's files, which takes longer than a small frame
 
 
-def _label_dtype(num_classes: int) -> np.dtype[np.unsignedinteger]:
+def label_dtype(num_classes: int) -> np.dtype[np.unsignedinteger]:
+    """Give the smallest dtype that holds the ids of so many classes."""
     return np.dtype(np.uint8 if num_classes <= 256 else np.uint16)
 
 
@@ -198,7 +213,12 @@ def _axes(batch: Array, size: tuple[int, int], align_corners: bool) -> tuple[Axi
     )
 
 
-def _as_batch(scores: Array, size: tuple[int, int]) -> Array:
+def as_batch(scores: Array, size: tuple[int, int]) -> Array:
+    """Give scores as float32 [N, C, h, w], a view where they are so already.
+
+    Raises:
+        ShapeError: the scores, or the (height, width) they are to be enlarged to, are unusable.
+    """
     if scores.ndim not in (3, 4) or 0 in scores.shape:
         raise ShapeError(
             f"scores have shape {list(scores.shape)}; expected [classes, h, w] or "

@@ -118,13 +118,13 @@ def test_sides_with_different_rounds_are_refused() -> None:
 
 
 def test_weighted_medians_are_those_of_the_drawn_samples(rng: np.random.Generator) -> None:
-    from fcn_bench.stats import _weighted_medians
+    from fcn_bench.stats import weighted_medians
 
     values = rng.normal(10, 2, 60)
     owner = np.repeat(np.arange(6), 10)
     draws = rng.multinomial(6, np.full(6, 1 / 6), size=50)
 
-    found = _weighted_medians(values, draws, owner)
+    found = weighted_medians(values, draws, owner)
 
     expected = [np.median(np.repeat(values, counts[owner])) for counts in draws]
     np.testing.assert_allclose(found, expected)

@@ -30,9 +30,9 @@ OUT_OF_MEMORY_HINT = "Use smaller frames or batches, or end what else uses the G
 
 # in the order of preference where the user leaves the choice to us
 _FACTORIES = {
-    "pycuda": ("fcn_deploy.backends.tensorrt._pycuda", "PyCudaDevice", "pycuda.driver"),
+    "pycuda": ("fcn_deploy.backends.tensorrt.pycuda_device", "PyCudaDevice", "pycuda.driver"),
     "cuda-python": (
-        "fcn_deploy.backends.tensorrt._cuda_python",
+        "fcn_deploy.backends.tensorrt.cuda_python_device",
         "CudaPythonDevice",
         "cuda.bindings",
     ),

@@ -178,7 +178,7 @@ def test_int8_without_images_says_what_to_give() -> None:
 
 
 def test_search_is_shown_as_a_table_of_points(capsys: pytest.CaptureFixture[str]) -> None:
-    from fcn_export.terminal import _search_table
+    from fcn_export.terminal import search_table
 
     search = {
         "kept": ["victim"],
@@ -188,7 +188,7 @@ def test_search_is_shown_as_a_table_of_points(capsys: pytest.CaptureFixture[str]
         ],
     }
 
-    Console(width=120).print(_search_table("int8", search))
+    Console(width=120).print(search_table("int8", search))
 
     shown = capsys.readouterr().out
     assert "int8: layers in fp32, against the mean IoU that is lost" in shown

@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from fcn_deploy.backends.tensorrt import device as device_module
-from fcn_deploy.backends.tensorrt._cuda_python import CudaPythonDevice
-from fcn_deploy.backends.tensorrt._pycuda import PyCudaDevice
+from fcn_deploy.backends.tensorrt.cuda_python_device import CudaPythonDevice
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.backends.tensorrt.plan_check import PlanRecord
+from fcn_deploy.backends.tensorrt.pycuda_device import PyCudaDevice
 from fcn_deploy.backends.tensorrt.session import open_session
 from fcn_deploy.errors import (
     ArtifactError,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fcn_deploy.backends.tensorrt._cuda_python import AnyStream
+from fcn_deploy.backends.tensorrt.cuda_python_device import AnyStream
 from fcn_deploy.backends.tensorrt.device import (
     OUT_OF_MEMORY_HINT,
     DeviceInfo,
