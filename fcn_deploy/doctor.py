@@ -44,7 +44,7 @@ _SAFE_LIBAVCODEC = "62.28.102"
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BackendStatus:
     """A backend of this release, as found here.
 
@@ -76,7 +76,7 @@ class Decoder:
     problem: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VariantStatus:
     """One file of an artifact: its size in bytes, and how it fared at export, where it can run.
 
@@ -188,13 +188,19 @@ def _diagnose_backend(name: str) -> BackendStatus:
     backend = get_backend(name)
     try:
         providers = backend.providers() if isinstance(backend, OnnxRuntimeBackend) else ()
-        return BackendStatus(name, backend.version(), backend.precisions(), None, providers)
+        return BackendStatus(
+            name=name,
+            version=backend.version(),
+            precisions=backend.precisions(),
+            problem=None,
+            providers=providers,
+        )
     except BackendUnavailableError as error:
         problem = str(error)
         if backend.available() and error.__cause__ is not None:
             # installed, but it does not load: a missing system library, or a mixture of versions
             problem = f"installed, but it cannot be imported: {error.__cause__}"
-        return BackendStatus(name, None, (), problem)
+        return BackendStatus(name=name, version=None, precisions=(), problem=problem)
 
 
 def _diagnose_model(path: Path, *, trust_code: bool) -> ModelDiagnosis:
@@ -241,13 +247,13 @@ def _variants(manifest: Manifest) -> tuple[VariantStatus, ...]:
     sizes = {entry.name: entry.size for entry in manifest.files}
     return tuple(
         VariantStatus(
-            variant.file,
-            variant.precision,
-            sizes.get(variant.file),
-            tuple(variant.fidelity),
-            variant.backend,
-            variant.library_version,
-            variant.compute_capabilities,
+            file=variant.file,
+            precision=variant.precision,
+            size=sizes.get(variant.file),
+            fidelity=tuple(variant.fidelity),
+            backend=variant.backend,
+            library_version=variant.library_version,
+            compute_capabilities=variant.compute_capabilities,
         )
         for variant in manifest.variants
     )

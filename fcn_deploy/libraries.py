@@ -13,7 +13,7 @@ __all__ = ["LIBRARIES", "Library", "LibraryState", "LibraryStatus", "check_libra
 LibraryState = Literal["ok", "outdated", "conflict", "missing"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Library:
     """A library, and the oldest release of it that should be used.
 
@@ -54,7 +54,7 @@ class Library:
         return f"pip install -U '{self.distribution}>={self.floor}'"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LibraryStatus:
     """A library as found here.
 
@@ -77,85 +77,180 @@ _API = "this project uses functions that came with it"
 
 # The floors of what fcn-deploy requires are those of pyproject.toml; a test compares them.
 LIBRARIES = (
-    Library("msgspec", "msgspec", "reads JSON into typed values", "0.20", _API, required=True),
     Library(
-        "numba", "numba", "compiles the step from scores to labels", "0.61", _API, required=True
+        distribution="msgspec",
+        module="msgspec",
+        purpose="reads JSON into typed values",
+        floor="0.20",
+        reason=_API,
+        required=True,
     ),
-    Library("numpy", "numpy", "arrays", "2.0", _API, required=True),
     Library(
-        *("opencv-python-headless", "cv2", "images and video", "4.14.0.94"),
-        "its FFmpeg writes out of bounds on crafted video (CVE-2026-8461)",
+        distribution="numba",
+        module="numba",
+        purpose="compiles the step from scores to labels",
+        floor="0.61",
+        reason=_API,
+        required=True,
+    ),
+    Library(
+        distribution="numpy",
+        module="numpy",
+        purpose="arrays",
+        floor="2.0",
+        reason=_API,
+        required=True,
+    ),
+    Library(
+        distribution="opencv-python-headless",
+        module="cv2",
+        purpose="images and video",
+        floor="4.14.0.94",
+        reason="its FFmpeg writes out of bounds on crafted video (CVE-2026-8461)",
         required=True,
         refused=("5.0.0.93",),
         alternatives=("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
     ),
-    Library("rich", "rich", "tables and progress", "13", _API, required=True),
-    Library("openvino", "openvino", "runs networks on the CPU", "2026.0", _API, extra="cpu"),
     Library(
-        *("onnxruntime", "onnxruntime", "runs networks on the CPU", "1.30.1"),
-        "crafted models corrupt its memory",
+        distribution="rich",
+        module="rich",
+        purpose="tables and progress",
+        floor="13",
+        reason=_API,
+        required=True,
+    ),
+    Library(
+        distribution="openvino",
+        module="openvino",
+        purpose="runs networks on the CPU",
+        floor="2026.0",
+        reason=_API,
+        extra="cpu",
+    ),
+    Library(
+        distribution="onnxruntime",
+        module="onnxruntime",
+        purpose="runs networks on the CPU",
+        floor="1.30.1",
+        reason="crafted models corrupt its memory",
         extra="onnxruntime",
         alternatives=("onnxruntime-gpu",),
     ),
     Library(
-        *("torch", "torch", "fcn-export, baselines of fcn-bench", "2.11"),
-        "crafted checkpoints execute code (CVE-2026-24747, CVE-2026-4538)",
+        distribution="torch",
+        module="torch",
+        purpose="fcn-export, baselines of fcn-bench",
+        floor="2.11",
+        reason="crafted checkpoints execute code (CVE-2026-24747, CVE-2026-4538)",
         extra="export",
     ),
     Library(
-        *("torchvision", "torchvision", "fcn-export, known architectures", "0.26"),
-        "it belongs to a torch before 2.11",
+        distribution="torchvision",
+        module="torchvision",
+        purpose="fcn-export, known architectures",
+        floor="0.26",
+        reason="it belongs to a torch before 2.11",
         extra="export",
     ),
     Library(
-        *("onnx", "onnx", "fcn-export", "1.22"),
-        "crafted models corrupt its memory or read other files (CVE-2026-44512, CVE-2026-27489)",
+        distribution="onnx",
+        module="onnx",
+        purpose="fcn-export",
+        floor="1.22",
+        reason=(
+            "crafted models corrupt its memory or read other files (CVE-2026-44512, CVE-2026-27489)"
+        ),
         extra="export",
     ),
-    Library("onnxscript", "onnxscript", "fcn-export", "0.7", _API, extra="export"),
-    Library("safetensors", "safetensors", "fcn-export, .safetensors", "0.5", _API, extra="export"),
-    Library("psutil", "psutil", "fcn-bench, memory", "6", _API, extra="bench"),
     Library(
-        *("av", "av", "video, second decoder and crash-safe writer", "18.1"),
-        "its FFmpeg writes out of bounds on crafted video (CVE-2026-8461)",
+        distribution="onnxscript",
+        module="onnxscript",
+        purpose="fcn-export",
+        floor="0.7",
+        reason=_API,
+        extra="export",
+    ),
+    Library(
+        distribution="safetensors",
+        module="safetensors",
+        purpose="fcn-export, .safetensors",
+        floor="0.5",
+        reason=_API,
+        extra="export",
+    ),
+    Library(
+        distribution="psutil",
+        module="psutil",
+        purpose="fcn-bench, memory",
+        floor="6",
+        reason=_API,
+        extra="bench",
+    ),
+    Library(
+        distribution="av",
+        module="av",
+        purpose="video, second decoder and crash-safe writer",
+        floor="18.1",
+        reason="its FFmpeg writes out of bounds on crafted video (CVE-2026-8461)",
         extra="video",
     ),
     Library(
-        *("protobuf", "google.protobuf", "comes with onnx and onnxruntime", "6.33.5"),
-        "crafted messages stop it (CVE-2026-0994)",
+        distribution="protobuf",
+        module="google.protobuf",
+        purpose="comes with onnx and onnxruntime",
+        floor="6.33.5",
+        reason="crafted messages stop it (CVE-2026-0994)",
     ),
     Library(
-        *("pillow", "PIL", "comes with torchvision", "13.0"),
-        "crafted images corrupt its memory (CVE-2026-40192 and later)",
+        distribution="pillow",
+        module="PIL",
+        purpose="comes with torchvision",
+        floor="13.0",
+        reason="crafted images corrupt its memory (CVE-2026-40192 and later)",
     ),
     Library(
-        *("tensorrt", "tensorrt", "builds and runs plans on NVIDIA GPUs", "11.0"),
-        "crafted plans execute code (CVE-2026-24227)",
+        distribution="tensorrt",
+        module="tensorrt",
+        purpose="builds and runs plans on NVIDIA GPUs",
+        floor="11.0",
+        reason="crafted plans execute code (CVE-2026-24227)",
         extra="gpu",
         usable_from="10.13",
         gpu=True,
     ),
     Library(
-        *("pycuda", "pycuda", "drives NVIDIA GPUs, for TensorRT", "2026.1"),
-        "older releases do not compile with CUDA 13",
+        distribution="pycuda",
+        module="pycuda",
+        purpose="drives NVIDIA GPUs, for TensorRT",
+        floor="2026.1",
+        reason="older releases do not compile with CUDA 13",
         extra="gpu",
         gpu=True,
     ),
     Library(
-        *("cuda-bindings", "cuda.bindings", "drives NVIDIA GPUs, with CUDA graphs", "13.0"),
-        _API,
+        distribution="cuda-bindings",
+        module="cuda.bindings",
+        purpose="drives NVIDIA GPUs, with CUDA graphs",
+        floor="13.0",
+        reason=_API,
         extra="gpu",
         gpu=True,
     ),
     Library(
-        *("nvidia-cuda-nvrtc", None, "compiles the head for NVIDIA GPUs", "13.0"),
-        "it belongs to a CUDA before 13",
+        distribution="nvidia-cuda-nvrtc",
+        module=None,
+        purpose="compiles the head for NVIDIA GPUs",
+        floor="13.0",
+        reason="it belongs to a CUDA before 13",
         extra="gpu",
         gpu=True,
     ),
     Library(
-        *("tensorrt-rtx", "tensorrt_rtx", "builds plans for NVIDIA GPUs, without one too", "1.7"),
-        _API,
+        distribution="tensorrt-rtx",
+        module="tensorrt_rtx",
+        purpose="builds plans for NVIDIA GPUs, without one too",
+        floor="1.7",
+        reason=_API,
         extra="rtx",
         gpu=True,
     ),
@@ -172,24 +267,42 @@ def _check(library: Library) -> LibraryStatus:
     found = {name: version for name in names if (version := distribution_version(name))}
     if not found:
         if library.module is not None and _importable(library.module):
-            return LibraryStatus(library, library.distribution, None, "ok", None)
+            return LibraryStatus(
+                library=library,
+                distribution=library.distribution,
+                version=None,
+                state="ok",
+                advice=None,
+            )
         wanted = library.required or library.extra is not None
         worth_it = wanted and (not library.gpu or bool(nvidia_gpus()))
         advice = library.install if worth_it else None
-        return LibraryStatus(library, library.distribution, None, "missing", advice)
+        return LibraryStatus(
+            library=library,
+            distribution=library.distribution,
+            version=None,
+            state="missing",
+            advice=advice,
+        )
     name, version = next(iter(found.items()))
     if len(found) > 1:
         # they share one folder: whichever came last has overwritten the others' files
         others = " ".join(other for other in found if other != name)
         advice = f"pip uninstall {others}; then pip install --force-reinstall {name}"
-        return LibraryStatus(library, name, version, "conflict", advice)
+        return LibraryStatus(
+            library=library, distribution=name, version=version, state="conflict", advice=advice
+        )
     numbers = version_numbers(version)
     too_old = numbers < version_numbers(library.floor)
     if too_old or numbers in map(version_numbers, library.refused):
         command = library.install if name == library.distribution else f"pip install -U {name}"
         advice = f"{library.reason}; use {library.floor} or later: {command}"
-        return LibraryStatus(library, name, version, "outdated", advice)
-    return LibraryStatus(library, name, version, "ok", None)
+        return LibraryStatus(
+            library=library, distribution=name, version=version, state="outdated", advice=advice
+        )
+    return LibraryStatus(
+        library=library, distribution=name, version=version, state="ok", advice=None
+    )
 
 
 def _importable(module: str) -> bool:

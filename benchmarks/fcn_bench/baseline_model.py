@@ -17,7 +17,7 @@ from fcn_export.load.factory import is_factory
 __all__ = ["BaselineModel", "find_baseline"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineModel:
     """A PyTorch model and how to load it, as `fcn_export.load_model` takes it.
 
@@ -79,7 +79,13 @@ def find_baseline(
         if same is not None and arch in (None, same.arch) and _trusted(same, arch, trust_code):
             # the model that the artifact was made from, named once more
             return _complete(same, path, arch_args, output_key, trust_code, "caller"), None
-        return BaselineModel(path, arch, dict(arch_args or {}), output_key, trust_code), None
+        return BaselineModel(
+            path=path,
+            arch=arch,
+            arch_args=dict(arch_args or {}),
+            output_key=output_key,
+            trust_code=trust_code,
+        ), None
     if target.manifest is None:
         return None, "a bare graph names no PyTorch model; name one with --baseline."
     source = target.manifest.source
@@ -88,7 +94,14 @@ def find_baseline(
         return None, f"{place} Name the model with --baseline."
     if arch not in (None, source.arch):
         given = dict(arch_args or {})
-        return BaselineModel(place, arch, given, output_key, trust_code, "manifest"), None
+        return BaselineModel(
+            path=place,
+            arch=arch,
+            arch_args=given,
+            output_key=output_key,
+            trust_code=trust_code,
+            named_by="manifest",
+        ), None
     if not _trusted(source, arch, trust_code):
         return None, (
             f"the manifest names the factory '{source.arch}' for '{place}', and code that a file "
@@ -110,12 +123,12 @@ def _complete(
 
     said = parse_arch_args([f"{key}={value}" for key, value in source.arch_args.items()])
     return BaselineModel(
-        path,
-        source.arch,
-        said if arch_args is None else dict(arch_args),
-        output_key or source.output_key,
-        trust_code,
-        named_by,
+        path=path,
+        arch=source.arch,
+        arch_args=said if arch_args is None else dict(arch_args),
+        output_key=output_key or source.output_key,
+        trust_code=trust_code,
+        named_by=named_by,
     )
 
 

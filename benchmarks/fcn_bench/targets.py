@@ -19,7 +19,7 @@ from fcn_deploy.opening.locate import locate_model
 __all__ = ["Candidate", "Target", "find_candidates", "read_target"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """Something that backends can run.
 
@@ -78,13 +78,13 @@ def read_target(path: str | os.PathLike[str], *, trust_code: bool = False) -> Ta
         manifest = artifact.manifest
         held = [variant.precision for variant in manifest.variants if variant.backend is None]
         return Target(
-            place,
-            "artifact",
-            _runnable(held),
-            _identity(manifest),
-            manifest,
-            ".onnx",
-            _plans(manifest.variants),
+            path=place,
+            kind="artifact",
+            precisions=_runnable(held),
+            sha256=_identity(manifest),
+            manifest=manifest,
+            suffix=".onnx",
+            plans=_plans(manifest.variants),
         )
     file = locate_model(place, trust_code=trust_code)
     if place.suffix == ".plan":
@@ -93,18 +93,46 @@ def read_target(path: str | os.PathLike[str], *, trust_code: bool = False) -> Ta
         plans = {name: tuple(held) for name in owners}
         if file.manifest is not None:
             identity = _identity(file.manifest)
-            return Target(place, "artifact", (), identity, file.manifest, ".plan", plans)
+            return Target(
+                path=place,
+                kind="artifact",
+                precisions=(),
+                sha256=identity,
+                manifest=file.manifest,
+                suffix=".plan",
+                plans=plans,
+            )
         with place.open("rb") as stream:
-            return Target(place, "plan", (), sha256_of(stream), None, ".plan", plans)
+            return Target(
+                path=place,
+                kind="plan",
+                precisions=(),
+                sha256=sha256_of(stream),
+                manifest=None,
+                suffix=".plan",
+                plans=plans,
+            )
     if file.manifest is not None:
         held = [Precision.FP32 if file.precision is None else file.precision]
         return Target(
-            place, "artifact", _runnable(held), _identity(file.manifest), file.manifest, ".onnx"
+            path=place,
+            kind="artifact",
+            precisions=_runnable(held),
+            sha256=_identity(file.manifest),
+            manifest=file.manifest,
+            suffix=".onnx",
         )
     with place.open("rb") as stream:
         digest = sha256_of(stream)
     kind = place.suffix.removeprefix(".")
-    return Target(place, kind, _runnable([Precision.FP32]), digest, None, place.suffix)
+    return Target(
+        path=place,
+        kind=kind,
+        precisions=_runnable([Precision.FP32]),
+        sha256=digest,
+        manifest=None,
+        suffix=place.suffix,
+    )
 
 
 def find_candidates(

@@ -223,7 +223,9 @@ def resize_argmax_model(scores: Array, size: tuple[int, int]) -> bytes:
     target = np.array([1, scores.shape[0], *size], np.int64)
     nodes = [
         onnx.helper.make_node(
-            *("Resize", ["scores", "", "", "sizes"], ["resized"]),
+            "Resize",
+            ["scores", "", "", "sizes"],
+            ["resized"],
             mode="linear",
             coordinate_transformation_mode="half_pixel",
         ),

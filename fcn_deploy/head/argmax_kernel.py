@@ -113,8 +113,18 @@ def _argmax_bands(
                 for chunk in range(x, end, LANES):
                     for r in range(0, length, ROW_PAIR):
                         contest(
-                            *(group, r, chunk, end - chunk, columns.near, columns.far),
-                            *(rows.near, rows.far, y + r, corners, ids, many),
+                            labels=group,
+                            row=r,
+                            x=chunk,
+                            width=end - chunk,
+                            near_x=columns.near,
+                            far_x=columns.far,
+                            near_y=rows.near,
+                            far_y=rows.far,
+                            y=y + r,
+                            corners=corners,
+                            ids=ids,
+                            count=many,
                         )
             for r in range(length):
                 _put_row(group[r], labels, y + r)

@@ -75,7 +75,14 @@ class VideoPipeline:
             policy = "latest" if source.live else "every"
         if workers is None:
             workers = getattr(segmenter, "num_streams", 1) if policy == "every" else 1
-        self._stages = _Stages(segmenter, source, policy, queue_size, max_frames, workers)
+        self._stages = _Stages(
+            segmenter,
+            source,
+            policy=policy,
+            queue_size=queue_size,
+            max_frames=max_frames,
+            workers=workers,
+        )
         # the threads know the stages only, so a dropped pipeline can be collected
         self._finalizer = weakref.finalize(self, self._stages.stop, _EXIT_JOIN_S)
 
@@ -151,6 +158,7 @@ class _Stages:
         self,
         segmenter: FrameSegmenter,
         source: FrameSource,
+        *,
         policy: Policy,
         queue_size: int,
         max_frames: int | None,
@@ -300,7 +308,11 @@ class _Stages:
     def _segment(self, frame: VideoFrame) -> _Result:
         segmentation = self._segmenter(frame.frame)
         item = SegmentedFrame(
-            frame.frame, frame.index, frame.pts_seconds, frame.origin, segmentation
+            frame=frame.frame,
+            index=frame.index,
+            pts_seconds=frame.pts_seconds,
+            origin=frame.origin,
+            segmentation=segmentation,
         )
         return _Result(item, frame.captured_at_seconds)
 

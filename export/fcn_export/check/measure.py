@@ -145,7 +145,7 @@ def runners(graphs: Iterable[Precision] = (Precision.FP32,)) -> tuple[Runner, ..
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
     """The model's answer for one image, cropped to it; and the images as a graph takes them."""
 
@@ -226,7 +226,17 @@ def _answers(
         labels = labels_of(scores)
         at_border = border_mask(labels[0])[None]
         margin = top_two_margin(scores)
-        held.append(_Answer(item.name, images, scores, labels, margin, at_border, item.labels))
+        held.append(
+            _Answer(
+                name=item.name,
+                images=images,
+                scores=scores,
+                labels=labels,
+                margin=margin,
+                at_border=at_border,
+                truth=item.labels,
+            )
+        )
         if sum(answer.scores.nbytes for answer in held) > _MAX_HELD_BYTES:
             yield held
             held = []

@@ -41,7 +41,7 @@ _SEED = 20
 _BACKEND = "onnxruntime"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParityRow:
     """How near the graph came to the model at one shape.
 
@@ -225,7 +225,14 @@ def _compare(found: dict[str, Array], expected: Array, spec: GraphSpec) -> Parit
         )
     if "confidence" in found:
         error = max(error, _confidence_error(found, expected))
-    return ParityRow(batch, height, width, error, largest, total)
+    return ParityRow(
+        batch=batch,
+        height=height,
+        width=width,
+        max_score_error=error,
+        max_score=largest,
+        disagreement=total,
+    )
 
 
 def _bands(height: int) -> Iterator[slice]:

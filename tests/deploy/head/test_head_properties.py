@@ -76,7 +76,9 @@ def onnx_session(align_corners: bool) -> onnxruntime.InferenceSession:
     mode = "align_corners" if align_corners else "half_pixel"
     nodes = [
         onnx.helper.make_node(
-            *("Resize", ["scores", "", "", "sizes"], ["resized"]),
+            "Resize",
+            ["scores", "", "", "sizes"],
+            ["resized"],
             mode="linear",
             coordinate_transformation_mode=mode,
         ),

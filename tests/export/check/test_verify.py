@@ -145,7 +145,14 @@ def test_a_graph_that_fails_to_run_is_found(tmp_path: Path) -> None:
 def test_a_row_says_where_it_fails() -> None:
     from fcn_export.check.fidelity import Disagreement
 
-    row = ParityRow(3, 97, 65, 1e-6, 10.0, Disagreement(1000, 5, 2))
+    row = ParityRow(
+        batch=3,
+        height=97,
+        width=65,
+        max_score_error=1e-6,
+        max_score=10.0,
+        disagreement=Disagreement(1000, 5, 2),
+    )
 
     with pytest.raises(ParityError, match=r"0.200% of the labels differ from PyTorch's at 3x97x65"):
         row.check("PyTorch")

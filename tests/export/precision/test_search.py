@@ -172,9 +172,12 @@ def test_judge_counts_labels_and_iou_as_by_hand(rng: np.random.Generator) -> Non
     labels = [_labels(model, frame) for frame in frames]
     shapes = ShapeRange((1, 16, 16), (1, 32, 32), (1, 64, 64), multiple_of=8)
 
+    items = [EvalItem("x", f, t) for f, t in zip(frames, labels, strict=True)]
     judge = Judge(
-        *(model, lambda: (EvalItem("x", f, t) for f, t in zip(frames, labels, strict=True))),
-        *(SPEC, shapes),
+        model,
+        lambda: iter(items),
+        SPEC,
+        shapes,
         has_labels=True,
         backends=["onnxruntime", "openvino"],
     )
