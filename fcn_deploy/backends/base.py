@@ -9,8 +9,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
+import numpy as np
+
 from fcn_deploy.artifact.manifest import Manifest, Variant
-from fcn_deploy.errors import ClosedError, DTypeError, ForkedProcessError, ShapeError
+from fcn_deploy.errors import (
+    ClosedError,
+    DTypeError,
+    ForkedProcessError,
+    NonFiniteInputError,
+    ShapeError,
+)
 from fcn_deploy.graph.scan import with_outputs
 from fcn_deploy.names import Array, Precision, TensorSpec
 
@@ -252,6 +260,7 @@ def check_feeds(inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> Non
     Raises:
         ShapeError: one is missing, unknown, empty, or of the wrong rank or fixed size.
         DTypeError: one is of another dtype.
+        NonFiniteInputError: one holds NaN or infinity.
     """
     names = [spec.name for spec in inputs]
     if sorted(names) != sorted(feeds):
@@ -266,3 +275,8 @@ def check_feeds(inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> Non
         )
         if not fits:
             raise ShapeError(f"input '{spec.name}' has shape {found}; expected {spec}.")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise NonFiniteInputError(
+                f"input '{spec.name}' holds NaN or infinity; expected finite values.",
+                hint="Replace them, as with numpy.nan_to_num, or leave the frame out.",
+            )

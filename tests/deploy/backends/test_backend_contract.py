@@ -25,6 +25,7 @@ from fcn_deploy.errors import (
     DTypeError,
     ExecutionError,
     ForkedProcessError,
+    NonFiniteInputError,
     ShapeError,
 )
 from fcn_deploy.machine import CpuAbilities
@@ -217,6 +218,16 @@ def test_openvino_reads_a_contiguous_frame_where_it_lies(
 def test_another_dtype_is_refused(backend: Backend, dtype: str) -> None:
     with pytest.raises(DTypeError, match=f"'image' is {dtype}; expected uint8"):
         open_graph(backend).execute({"image": image().astype(dtype)})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_input_that_is_not_finite_is_refused(backend: Backend, value: float) -> None:
+    context = open_graph(backend, segmentation_graph(input_type=TensorProto.FLOAT))
+    frames = image().astype(np.float32)
+    frames[0, 3, 5, 1] = value
+
+    with pytest.raises(NonFiniteInputError, match=r"'image' holds NaN or infinity.*Replace"):
+        context.execute({"image": frames})
 
 
 @pytest.mark.parametrize(
