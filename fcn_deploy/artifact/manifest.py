@@ -248,10 +248,6 @@ class Manifest:
             if self.files and variant.file not in names:
                 raise ManifestError(f"variant '{variant.file}' is not among the listed files.")
 
-    def output_names(self) -> tuple[str, ...]:
-        """Give the names of the graphs' outputs, in order."""
-        return tuple(output.name for output in self.outputs)
-
 
 def check_file_name(name: str) -> None:
     """Refuse a name that could leave the artifact's folder.

@@ -184,7 +184,7 @@ def _compile(core: Any, source: ModelSource, config: Mapping[str, Any]) -> Any:
         return core.compile_model(core.read_model(model), "CPU", config)
     except (RuntimeError, UnicodeDecodeError) as error:
         raise ArtifactError(
-            f"openvino refused '{source.path}': {_first_line(error)}",
+            f"openvino refused '{source.path}': {_telling_line(error)}",
             hint="Run it with --backend onnxruntime, or export it again.",
         ) from error
 
@@ -203,7 +203,7 @@ def _compile_cached(
         try:
             return core.import_model(io.BytesIO(kept), "CPU", config)
         except RuntimeError as error:  # compiled afresh, and kept anew
-            _log.warning("openvino refused what it compiled before: %s", _first_line(error))
+            _log.warning("openvino refused what it compiled before: %s", _telling_line(error))
     compiled = _compile(core, source, config)
     cache.store(key, compiled.export_model().getvalue())
     return compiled
@@ -247,12 +247,12 @@ def _execution_error(
     name: str, shapes: Mapping[str, list[int]], error: RuntimeError
 ) -> ExecutionError:
     return ExecutionError(
-        f"openvino failed in '{name}' with input {shapes}: {_first_line(error)}",
+        f"openvino failed in '{name}' with input {shapes}: {_telling_line(error)}",
         hint="If other sizes work, the network does not take this one.",
     )
 
 
-def _first_line(error: BaseException) -> str:
+def _telling_line(error: BaseException) -> str:
     """Give the line of OpenVINO's many that says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]

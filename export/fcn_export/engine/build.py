@@ -82,11 +82,6 @@ class BuiltEngine:
     warnings: tuple[str, ...]
     seconds: float
 
-    @property
-    def plan_sha256(self) -> str:
-        """SHA-256 of the plan, in lower-case hexadecimal."""
-        return hashlib.sha256(self.plan).hexdigest()
-
 
 def build_engine(
     onnx_path: str | Path,

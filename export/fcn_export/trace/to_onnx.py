@@ -111,7 +111,7 @@ def trace(
     if bound is not None:
         return bound
     raise UnsupportedModelError(
-        f"torch cannot export this model to ONNX: {_first_line(failures[0])}",
+        f"torch cannot export this model to ONNX: {_root_cause(failures[0])}",
         hint="Run again with --debug for torch's own account; the line of the model that it names "
         "has to change.",
     ) from failures[0]
@@ -201,11 +201,11 @@ def _note(failures: list[BaseException], bound: TracedGraph | None) -> str | Non
         sizes = ", ".join(f"{name}={value}" for name, value in bound.fixed)
         return f"{bound.exporter} bound the graph to {sizes}"
     if failures:
-        return f"dynamo failed: {_first_line(failures[0])}"
+        return f"dynamo failed: {_root_cause(failures[0])}"
     return None
 
 
-def _first_line(error: BaseException) -> str:
+def _root_cause(error: BaseException) -> str:
     """Give the line that says what is wrong: torch's exporter wraps the cause in advice."""
     cause = error
     while cause.__cause__ is not None:

@@ -61,7 +61,6 @@ def test_every_layer_computes_as_its_graph_says(
     assert engine.precision is precision
     assert engine.library == "tensorrt-rtx"
     assert engine.onnx_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert engine.plan_sha256 == hashlib.sha256(engine.plan).hexdigest()
     assert [str(spec) for spec in engine.inputs] == ["image: uint8 [?, ?, ?, 3]"]
     assert [str(spec) for spec in engine.outputs] == ["labels: uint8 [?, ?, ?]"]
     assert list(tmp_path.iterdir()) == [path]
