@@ -2,21 +2,62 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from fcn_bench.report import SCHEMA_VERSION, BenchmarkReport, Row, RowKey
-from fcn_deploy.errors import BenchmarkError
+from fcn_deploy.artifact.strict_json import read_strict
+from fcn_deploy.errors import BenchmarkError, ManifestError
 
-__all__ = ["DEFAULT_MAX_REGRESSION", "Change", "Comparison", "compare", "load_report"]
+__all__ = [
+    "DEFAULT_MAX_REGRESSION",
+    "Change",
+    "Comparison",
+    "EarlierReport",
+    "compare",
+    "load_report",
+]
 
 DEFAULT_MAX_REGRESSION = 10.0
 """Percent that a row may be slower without `--max-regression`."""
 
 _MAX_REPORT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _EarlierLatency:
+    p50: Annotated[float, Meta(gt=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class _EarlierRow(RowKey):
+    latency_ms: _EarlierLatency
+    throughput_fps: Annotated[float, Meta(ge=0)]  # 0: no frame of a stream was written
+    verdict: str
+
+    @property
+    def key(self) -> RowKey:
+        return RowKey(*(getattr(self, field.name) for field in fields(RowKey)))
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierReport:
+    """What a comparison needs of a report of `--json`."""
+
+    rows: tuple[_EarlierRow, ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    target: Mapping[str, Any] = field(default_factory=dict)
+    complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Versioned:
+    schema_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,39 +119,35 @@ class Comparison:
         return lines
 
 
-def load_report(path: Path) -> dict[str, Any]:
+def load_report(path: Path) -> EarlierReport:
     """Read a report of `--json`.
 
     Raises:
-        BenchmarkError: it is missing, no JSON, of another schema version, or was interrupted.
+        BenchmarkError: it is missing, malformed, of another schema version, or was interrupted.
     """
+    hint = "fcn-bench TARGET --json FILE writes one."
+    where, limit = f"the report '{path}'", _MAX_REPORT_BYTES
     try:
-        if path.stat().st_size > _MAX_REPORT_BYTES:
-            raise BenchmarkError(f"'{path}' is too large for a report.")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        version = read_strict(content, _Versioned, where=where, max_bytes=limit).schema_version
+        if version != SCHEMA_VERSION:
+            raise BenchmarkError(
+                f"{where} has schema version {version}; this release reads {SCHEMA_VERSION}."
+            )
+        report = read_strict(content, EarlierReport, where=where, max_bytes=limit)
     except OSError as error:
-        raise BenchmarkError(
-            f"cannot read the report '{path}': {error.strerror}.",
-            hint="fcn-bench TARGET --json FILE writes one.",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise BenchmarkError(f"'{path}' is no JSON: {error}.") from error
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BenchmarkError(
-            f"'{path}' has schema version {version}; this release reads {SCHEMA_VERSION}."
-        )
-    if not document.get("complete", True):
-        raise BenchmarkError(f"'{path}' is of a run that was interrupted.")
-    if not isinstance(document.get("rows"), list) or not document["rows"]:
-        raise BenchmarkError(
-            f"'{path}' has no rows.", hint="fcn-bench TARGET --json FILE writes a report."
-        )
-    return dict(document)
+        raise BenchmarkError(f"cannot read {where}: {error.strerror}.", hint=hint) from error
+    except ManifestError as error:
+        raise BenchmarkError(error.message, hint=hint) from error
+    if not report.complete:
+        raise BenchmarkError(f"{where} is of a run that was interrupted.", hint=hint)
+    if not report.rows:
+        raise BenchmarkError(f"{where} has no rows.", hint=hint)
+    return report
 
 
 def compare(
-    report: BenchmarkReport, old: Mapping[str, Any], *, max_regression_percent: float | None = None
+    report: BenchmarkReport, old: EarlierReport, *, max_regression_percent: float | None = None
 ) -> Comparison:
     """Compare a run with an earlier report.
 
@@ -121,22 +158,18 @@ def compare(
     Raises:
         BenchmarkError: CPU, cores, thread settings or the network differ, or no row is in both.
     """
-    new = report.to_json()
-    _refuse_other_surroundings(new, old)
-    try:
-        before = {_key(row): row for row in old["rows"]}
-        now = {row.key: row for row in report.rows}
-        changes = tuple(
-            Change(
-                key,
-                100 * (_cost_ms(row) / _old_cost_ms(key, before[key]) - 1),
-                "SUSPECT" in (str(row.verdict), before[key]["verdict"]),
-            )
-            for key, row in now.items()
-            if key in before
+    _refuse_other_surroundings(report, old)
+    before = {row.key: row for row in old.rows}
+    now = {row.key: row for row in report.rows}
+    changes = tuple(
+        Change(
+            key,
+            100 * (_cost_ms(row) / _cost_ms(before[key]) - 1),
+            "SUSPECT" in (str(row.verdict), before[key].verdict),
         )
-    except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise BenchmarkError(f"a row of the earlier report lacks {error}.") from error
+        for key, row in now.items()
+        if key in before
+    )
     if not changes:
         raise BenchmarkError(
             "the two reports have no row in common: backend, precision, mode, scenario, scope, "
@@ -149,25 +182,24 @@ def compare(
         only_old=tuple(key for key in before if key not in now),
         only_new=tuple(key for key in now if key not in before),
         max_regression_percent=allowed,
-        notes=_differences(new, old),
+        notes=_differences(report, old),
     )
 
 
-def _refuse_other_surroundings(new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
-    rates = [_entry(document, "environment", "stream_rate_fps") for document in (old, new)]
+def _refuse_other_surroundings(new: BenchmarkReport, old: EarlierReport) -> None:
+    rates = [report.environment.get("stream_rate_fps") for report in (old, new)]
     if None not in rates and rates[0] != rates[1]:
         raise BenchmarkError(
             f"the reports cannot be compared: frames arrived {rates[0]:g} times a second and now "
             f"{rates[1]:g} times.",
             hint=f"Give --rate {rates[0]:g}.",
         )
-    for part, name, what in (
-        ("environment", "cpu", "the CPU"),
-        ("environment", "cores", "the number of cores"),
-        ("environment", "threads", "the thread settings"),
-        ("target", "sha256", "the network (its SHA-256)"),
+    for what, before, now in (
+        ("the CPU", old.environment.get("cpu"), new.environment.get("cpu")),
+        ("the number of cores", old.environment.get("cores"), new.environment.get("cores")),
+        ("the thread settings", old.environment.get("threads"), new.environment.get("threads")),
+        ("the network (its SHA-256)", old.target.get("sha256"), new.target.get("sha256")),
     ):
-        now, before = _entry(new, part, name), _entry(old, part, name)
         if now != before:
             raise BenchmarkError(
                 f"the reports cannot be compared: {what} was {before!r} and is {now!r}.",
@@ -175,29 +207,14 @@ def _refuse_other_surroundings(new: Mapping[str, Any], old: Mapping[str, Any]) -
             )
 
 
-def _differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> tuple[str, ...]:
-    now = _entry(new, "environment", "libraries") or {}
-    before = _entry(old, "environment", "libraries") or {}
+def _differences(new: BenchmarkReport, old: EarlierReport) -> tuple[str, ...]:
+    now = new.environment.get("libraries") or {}
+    before = old.environment.get("libraries") or {}
     names = sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
     return tuple(f"{name} was {before.get(name)} and is {now.get(name)}" for name in names)
 
 
-def _entry(document: Mapping[str, Any], part: str, name: str) -> Any:
-    inner = document.get(part)
-    return inner.get(name) if isinstance(inner, Mapping) else None
-
-
-def _key(row: Mapping[str, Any]) -> RowKey:
-    return RowKey(*(row[field.name] for field in fields(RowKey)))
-
-
-def _cost_ms(row: Row) -> float:
+def _cost_ms(row: Row | _EarlierRow) -> float:
     if row.key.scenario == "throughput":
-        return 1000 / row.throughput_fps
+        return 1000 / row.throughput_fps if row.throughput_fps else math.inf
     return row.latency_ms.p50
-
-
-def _old_cost_ms(key: RowKey, row: Mapping[str, Any]) -> float:
-    if key.scenario == "throughput":
-        return 1000 / float(row["throughput_fps"])
-    return float(row["latency_ms"]["p50"])
