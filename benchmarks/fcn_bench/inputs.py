@@ -11,7 +11,7 @@ import numpy as np
 
 from fcn_deploy.errors import BenchmarkError
 from fcn_deploy.names import Array
-from fcn_deploy.video.sources import fps_hint
+from fcn_deploy.video.capture import fps_hint
 
 __all__ = ["FRAMES_AT_MOST", "read_frames", "synthetic_frames", "video_rate_fps"]
 

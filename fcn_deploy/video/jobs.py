@@ -9,16 +9,11 @@ from pathlib import Path
 
 from fcn_deploy.errors import SinkError, SinkFormatError
 from fcn_deploy.video.address import AddressKind, address_kind
+from fcn_deploy.video.files import ImageSource, VideoFileSource, check_file, list_images
 from fcn_deploy.video.frames import FrameSource
 from fcn_deploy.video.pipeline import Policy
 from fcn_deploy.video.sinks import View, image_name
-from fcn_deploy.video.sources import (
-    ImageSource,
-    VideoFileSource,
-    check_file,
-    list_images,
-    open_source,
-)
+from fcn_deploy.video.sources import open_source
 from fcn_deploy.video.writers import VIDEO_SUFFIXES
 
 __all__ = ["SegmentJob", "connected", "plan_jobs", "want_throughput"]

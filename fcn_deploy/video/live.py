@@ -15,9 +15,9 @@ from fcn_deploy.errors import (
     SourceTimeoutError,
 )
 from fcn_deploy.video.address import redact
+from fcn_deploy.video.capture import check_size, fps_hint, frame_count_hint, pts_seconds
 from fcn_deploy.video.channel import Channel, Producing
 from fcn_deploy.video.frames import MAX_PIXELS, VideoFrame
-from fcn_deploy.video.sources import check_size, fps_hint, frame_count_hint, pts_seconds
 
 if TYPE_CHECKING:
     import cv2

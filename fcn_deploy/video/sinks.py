@@ -11,6 +11,7 @@ import numpy as np
 
 from fcn_deploy.errors import ClosedError, DiskFullError, SinkError, SinkFormatError
 from fcn_deploy.names import Array
+from fcn_deploy.video.disk_space import translate_os_error
 from fcn_deploy.video.frames import SegmentedFrame
 from fcn_deploy.video.writers import (
     VIDEO_SUFFIXES,
@@ -18,7 +19,6 @@ from fcn_deploy.video.writers import (
     FrameWriter,
     WriterName,
     open_writer,
-    translate_os_error,
 )
 
 __all__ = ["VIEWS", "ImageSink", "VideoSink", "View", "render"]

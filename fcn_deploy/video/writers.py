@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import resource
-import shutil
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
 
-from fcn_deploy.errors import BackendUnavailableError, DiskFullError, SinkError, SinkFormatError
+from fcn_deploy.errors import BackendUnavailableError, SinkError, SinkFormatError
 from fcn_deploy.names import Array
+from fcn_deploy.video.disk_space import DiskWatch, translate_os_error
 
 if TYPE_CHECKING:
     import av
     import cv2
     from av.video.stream import VideoStream
 
-__all__ = ["VIDEO_SUFFIXES", "FrameWriter", "WriterName", "open_writer", "translate_os_error"]
+__all__ = ["VIDEO_SUFFIXES", "WRITERS", "FrameWriter", "WriterName", "open_writer"]
 
 WriterName = Literal["opencv", "pyav"]
 
@@ -48,10 +47,6 @@ VIDEO_SUFFIXES = frozenset(_OPENCV_CODECS)
 _CODEC_OPTIONS: Mapping[str, dict[str, str]] = {
     "libx264": {"preset": "veryfast", "tune": "zerolatency"}
 }
-
-_CHECK_EVERY = 25  # frames between two looks at the disk
-_MIN_FREE_BYTES = 1 << 16  # FFmpeg writes blocks of half of this
-_PROBE_BYTES = 1 << 18
 
 
 class FrameWriter(Protocol):
@@ -100,21 +95,8 @@ def open_writer(
     return _OpenCvWriter(path, codec=_OPENCV_CODECS[suffix], fps=fps, size_wh=size_wh)
 
 
-def translate_os_error(error: OSError | av.FFmpegError, path: Path) -> SinkError:
-    """Make a sink's error of the system's: `DiskFullError` where there is no room."""
-    import errno
-
-    reason = error.strerror or str(error)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    kind = DiskFullError if full else SinkError
-    hint = "Free some room, or write to another disk." if full else None
-    translated = kind(f"{path} cannot be written: {reason}.", hint=hint)
-    translated.errno = error.errno
-    return translated
-
-
 class _OpenCvWriter:
-    """OpenCV's writer says nothing when a write fails, so the file's growth is watched."""
+    """OpenCV's writer says nothing when a write fails, so the disk is watched."""
 
     def __init__(self, path: Path, *, codec: str, fps: float, size_wh: tuple[int, int]) -> None:
         import cv2
@@ -122,7 +104,7 @@ class _OpenCvWriter:
         self.codec = codec
         self._path = path
         self._frames = 0
-        self._last_bytes = 0  # size at the last look
+        self._disk = DiskWatch(path)
         try:
             path.write_bytes(b"")  # OpenCV would not say why a file cannot be created
         except OSError as exc:
@@ -142,8 +124,7 @@ class _OpenCvWriter:
     def write(self, frame_bgr: Array) -> None:
         self._writer.write(frame_bgr)
         self._frames += 1
-        if self._frames % _CHECK_EVERY == 0:
-            self._check_growth()
+        self._disk.after_frame(self._frames)
 
     def close(self) -> None:
         self._writer.release()
@@ -153,27 +134,6 @@ class _OpenCvWriter:
                 os.fsync(file.fileno())
         except OSError as exc:
             raise translate_os_error(exc, self._path) from exc
-
-    def _check_growth(self) -> None:
-        size_bytes = self._path.stat().st_size
-        if _room_bytes(self._path.parent, size_bytes) < _MIN_FREE_BYTES:
-            raise self._full(size_bytes)
-        if size_bytes == self._last_bytes:
-            self._probe()
-        self._last_bytes = size_bytes
-
-    def _probe(self) -> None:
-        """Write beside the file: it may not have grown because quiet frames are small."""
-        probe = self._path.with_name(self._path.name + ".probe")
-        try:
-            with probe.open("wb") as file:
-                file.write(bytes(_PROBE_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as exc:
-            raise translate_os_error(exc, self._path) from exc
-        finally:
-            probe.unlink(missing_ok=True)
 
     def _check_count(self) -> None:
         """Read the file's own count of frames, and its last frame."""
@@ -190,27 +150,11 @@ class _OpenCvWriter:
         # count: it is reckoned from the duration
         fewest = self._frames - (self._path.suffix.lower() == ".mkv")
         if not fewest <= count <= self._frames + 1 or not last_is_there:
-            size_bytes = self._path.stat().st_size
-            if _room_bytes(self._path.parent, size_bytes) < _MIN_FREE_BYTES:
-                raise self._full(size_bytes)
+            self._disk.check_room(self._frames)
             raise SinkError(
                 f"{self._path} holds {count} frames; {self._frames} were written.",
                 hint="Check the disk's room, quota and file-size limit.",
             )
-
-    def _full(self, size_bytes: int) -> DiskFullError:
-        return DiskFullError(
-            f"{self._path} stopped growing at {size_bytes:,} bytes, within the last {_CHECK_EVERY}"
-            f" of {self._frames} frames.",
-            hint="Free some room, or write to another disk.",
-        )
-
-
-def _room_bytes(folder: Path, size_bytes: int) -> int:
-    """Give how much a file of this size in this folder can still grow."""
-    free = shutil.disk_usage(folder).free
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    return free if limit == resource.RLIM_INFINITY else min(free, limit - size_bytes)
 
 
 class _PyAvWriter:

@@ -79,7 +79,8 @@ def sizes_in(path: Path) -> dict[Size, int]:
         SourceOpenError: there is nothing to read.
         ProfileError: the video has no frame.
     """
-    from fcn_deploy.video.sources import ImageSource, list_images, open_source
+    from fcn_deploy.video.files import ImageSource, list_images
+    from fcn_deploy.video.sources import open_source
 
     source = open_source(path)
     if isinstance(source, ImageSource):
@@ -126,8 +127,8 @@ def propose_profiles(sizes: Mapping[Size, int], within: ShapeRange) -> tuple[Pro
 
 
 def _image_size(file: Path) -> Size:
+    from fcn_deploy.video.files import read_image
     from fcn_deploy.video.image_header import image_size
-    from fcn_deploy.video.sources import read_image
 
     found = image_size(file.read_bytes())
     if found is None:  # a format whose header is not known

@@ -14,13 +14,8 @@ from fcn_deploy.errors import SourceOpenError
 from fcn_deploy.names import Array, ColorOrder
 from fcn_deploy.preprocess import pad_frame
 from fcn_deploy.video.address import AddressKind, address_kind
-from fcn_deploy.video.sources import (
-    ImageSource,
-    VideoFileSource,
-    check_file,
-    list_images,
-    open_source,
-)
+from fcn_deploy.video.files import ImageSource, VideoFileSource, check_file, list_images
+from fcn_deploy.video.sources import open_source
 
 __all__ = ["MAX_IMAGES", "MAX_PIXELS", "CalibrationImages", "check_source", "fit_frame"]
 

@@ -12,9 +12,9 @@ from fcn_deploy.errors import (
     SourceLostError,
     SourceOpenError,
 )
+from fcn_deploy.video.files import ImageSource
 from fcn_deploy.video.jobs import SegmentJob, plan_jobs, want_throughput
 from fcn_deploy.video.runs import JobReport, run_job
-from fcn_deploy.video.sources import ImageSource
 from tests.deploy.clips import (
     FakeSource,
     decode_all,

@@ -13,7 +13,7 @@ import pytest
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.errors import NonFiniteOutputError, SourceOpenError
 from fcn_deploy.names import Array
-from fcn_deploy.video.sources import VideoFileSource
+from fcn_deploy.video.files import VideoFileSource
 from fcn_export.precision.calibrate import calibrate
 from fcn_export.precision.calibration_images import CalibrationImages, fit_frame
 from fcn_export.precision.calibration_table import TABLE_NAME, read_table
