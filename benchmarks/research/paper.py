@@ -10,7 +10,6 @@ Networks are full-size, with random weights: these change no time, but labels sa
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcn_bench.rounds import Plan
+from fcn_deploy.artifact.partial_files import write_whole
 from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.machine import usable_cores
 from research.peers.contenders import our_row, torch_rows
@@ -230,9 +230,7 @@ def _calibration_frames(folder: Path) -> Path:
 
 
 def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, text.encode())
 
 
 def _say(line: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fcn_deploy.artifact.partial_files import partial_name
 from fcn_deploy.backends import get_backend
 from fcn_deploy.backends.base import ExecutionContext, ModelSource
 from fcn_deploy.errors import UnsupportedModelError
@@ -71,7 +72,7 @@ class OnnxFile:
             BackendUnavailableError: the backend or the precision is not available here.
             ArtifactError: the backend refuses the model.
         """
-        beside = self.path.with_name(f".{self.path.name}.inner")
+        beside = partial_name(self.path)
         context = None
         try:
             # the rewritten bytes are dropped here: they are as large as the model
@@ -88,7 +89,8 @@ class OnnxFile:
         data = with_extra_outputs(self.data, inner)
         if self.weights is None:
             return ModelSource(self.path, data)
-        beside.write_bytes(data)  # a library finds the weights only from a file beside them
+        with beside.open("xb") as file:  # a library finds the weights only from a file beside them
+            file.write(data)
         return ModelSource(beside)
 
 

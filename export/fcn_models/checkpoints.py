@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcn_deploy.artifact.manifest import ClassInfo, Preprocess
+from fcn_deploy.artifact.partial_files import partial_of
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_models.checkpoint_info import METADATA_KEY, CheckpointInfo
 
@@ -39,7 +40,7 @@ def save_checkpoint(
 ) -> None:
     """Write weights and facts, so that ``fcn-export FILE`` needs no option.
 
-    The file is written under another name and renamed.
+    The file is written whole or not at all.
 
     Args:
         model: built on a backbone that is known by name; its weights are stored as they are.
@@ -60,20 +61,19 @@ def save_checkpoint(
     info = CheckpointInfo(architecture=describe_fcn(model), preprocess=preprocess, classes=classes)
     text = info.to_json()
     state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
-    partial = target.with_name(f"{target.name}.partial")
-    if target.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
-        save_file(state, partial, metadata={METADATA_KEY: text, "format": "pt"})
-    elif target.suffix in (".pt", ".pth"):
-        import torch
-
-        torch.save({"state_dict": state, METADATA_KEY: text}, partial)
-    else:
+    if target.suffix not in (".pt", ".pth", ".safetensors"):
         raise UnsupportedModelError(
             f"'{target}' ends in '{target.suffix}'; expected .pt, .pth or .safetensors."
         )
-    partial.replace(target)
+    with partial_of(target) as partial:
+        if target.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(state, partial, metadata={METADATA_KEY: text, "format": "pt"})
+        else:
+            import torch
+
+            torch.save({"state_dict": state, METADATA_KEY: text}, partial)
 
 
 def describe_fcn(model: FCN) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fcn_deploy.artifact.partial_files import partial_of
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_models.foreign_errors import READ_ERRORS, first_line
 
@@ -37,25 +38,22 @@ class TrainingState:
     schedule: torch.optim.lr_scheduler.LRScheduler
 
     def write(self, path: Path, step: int) -> None:
-        """Write the state after `step` steps; the file is written under another name and renamed.
+        """Write the state after `step` steps; the file is written whole or not at all.
 
         Random numbers are those of the CPU and of the network's own GPU.
         """
         rates = self.schedule.state_dict()
-        partial = path.with_name(f"{path.name}.partial")
-        torch.save(
-            {
-                "plan": self.plan,
-                "step": step,
-                "trained": self._trained(),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": {k: v for k, v in rates.items() if isinstance(v, int | float | list)},
-                "random": random_numbers(self._device()),
-            },
-            partial,
-        )
-        partial.replace(path)
+        state = {
+            "plan": self.plan,
+            "step": step,
+            "trained": self._trained(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {k: v for k, v in rates.items() if isinstance(v, int | float | list)},
+            "random": random_numbers(self._device()),
+        }
+        with partial_of(path) as partial:
+            torch.save(state, partial)
 
     def read(self, path: Path, *, at_most: int) -> int:
         """Take up what `write` wrote, and give the number of steps done.

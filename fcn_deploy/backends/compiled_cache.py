@@ -6,13 +6,13 @@ on, is checked before a library sees it, and the least recently used ones go whe
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+
+from fcn_deploy.artifact.partial_files import partial_of
 
 __all__ = ["CompiledCache", "user_cache_folder"]
 
@@ -71,20 +71,14 @@ class CompiledCache:
         if len(content) + _DIGEST_BYTES > self._max_bytes:
             return
         path = self._path(key)
-        temporary = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, temporary = tempfile.mkstemp(dir=self._folder)
-            with open(handle, "wb") as file:
+            with partial_of(path) as partial, partial.open("wb") as file:
                 file.write(hashlib.sha256(content).digest())
                 file.write(content)
-            os.replace(temporary, path)
             self._make_room()
         except OSError as error:
             _log.debug("'%s' was not kept: %s", path, error)
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
 
     def _make_room(self) -> None:
         entries = sorted(

@@ -9,12 +9,12 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from fcn_deploy.artifact.partial_files import write_whole
 from fcn_deploy.errors import BudgetError, FcnDeployError, ParityError
 
 __all__ = [
@@ -117,23 +117,14 @@ def write_json(target: str, document: dict[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it.
+    """Write a text file, whole or not at all.
 
     Raises:
         FcnDeployError: the folder is missing or cannot be written.
     """
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text)
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        write_whole(path, text.encode())
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise FcnDeployError(
             f"cannot write '{path}': {error.strerror}.", hint="Name a file in a writable folder."
         ) from error

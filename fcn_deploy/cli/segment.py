@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcn_deploy.cli.run import EXIT_OK, Parser, add_common_options, run_command, write_json
@@ -109,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
     from fcn_deploy.video.jobs import connected, plan_jobs, want_throughput
     from fcn_deploy.video.runs import JobReport, run_job
 
-    jobs = plan_jobs(args.sources, args.output, view=args.view)
+    report = Path(args.json) if args.json not in (None, "-") else None
+    jobs = plan_jobs(args.sources, args.output, view=args.view, report=report)
     streams = throughput_streams(usable_cores()) if want_throughput(jobs, args.policy) else 1
     reports: list[JobReport] = []
     complete = False

@@ -10,13 +10,13 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fcn_deploy.artifact.manifest import Manifest
+from fcn_deploy.artifact.partial_files import write_whole
 from fcn_deploy.artifact.plain_files import read_plain_file
 from fcn_deploy.artifact.strict_json import JsonObject, load_strict
 from fcn_deploy.errors import ArtifactError, ArtifactMissingError, ManifestError
@@ -96,18 +96,11 @@ def keep_rows(manifest: Manifest, tuned: TunedRows) -> Path:
         "size": list(tuned.size),
         "rows": [asdict(row) for row in tuned.rows],
     }
-    temporary = None
+    text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            json.dump(document, file, indent=2, sort_keys=True, allow_nan=False)
-        temporary.replace(path)
+        write_whole(path, text.encode())
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise ArtifactError(
             f"the choice cannot be kept in '{path.parent}': {error.strerror}.",
             hint="Name a folder that can be written in XDG_STATE_HOME.",

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fcn_deploy.artifact.partial_files import partial_name
 from fcn_deploy.errors import DiskFullError, SinkError
 
 if TYPE_CHECKING:
@@ -77,9 +78,9 @@ class DiskWatch:
 
     def _probe(self) -> None:
         """Write beside the file: it may not have grown because quiet frames are small."""
-        probe = self._path.with_name(self._path.name + ".probe")
+        probe = partial_name(self._path)
         try:
-            with probe.open("wb") as file:
+            with probe.open("xb") as file:
                 file.write(bytes(_PROBE_BYTES))
                 file.flush()
                 os.fsync(file.fileno())

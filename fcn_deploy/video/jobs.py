@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,11 @@ class SegmentJob:
 
 
 def plan_jobs(
-    addresses: Sequence[str], output: str | Path, *, view: View = "overlay"
+    addresses: Sequence[str],
+    output: str | Path,
+    *,
+    view: View = "overlay",
+    report: Path | None = None,
 ) -> list[SegmentJob]:
     """Plan the work: one job for all images, then one for each other source.
 
@@ -46,6 +50,7 @@ def plan_jobs(
     Args:
         addresses: what `open_source` takes.
         output: a folder, or a video file's name for a single video.
+        report: a file that is written too; it must not be a source either.
 
     Raises:
         SourceOpenError: a file is missing or unreadable, a folder holds no images.
@@ -70,7 +75,7 @@ def plan_jobs(
     if images:
         name = f"{len(images)} images" if len(images) > 1 else str(images[0])
         jobs.insert(0, SegmentJob(ImageSource(images, name=name), output, is_video=False))
-    _check_targets(jobs)
+    _check_targets(jobs, report)
     return jobs
 
 
@@ -138,7 +143,7 @@ def _job_in_folder(address: str, kind: AddressKind, folder: Path, view: View) ->
     return SegmentJob(source, folder / f"{stem}.mp4", is_video=True)
 
 
-def _check_targets(jobs: Sequence[SegmentJob]) -> None:
+def _check_targets(jobs: Sequence[SegmentJob], report: Path | None) -> None:
     inputs = {_identity(path): path for job in jobs for path in _inputs(job.source)}
     origins: dict[Path, str] = {}
     for job in jobs:
@@ -149,11 +154,17 @@ def _check_targets(jobs: Sequence[SegmentJob]) -> None:
                     hint="Segment them one at a time, into different folders.",
                 )
             origins[target] = origin
-            if target.is_file() and _identity(target) in inputs:
-                raise SinkError(
-                    f"{target} is the source {inputs[_identity(target)]} itself.",
-                    hint="Write to another folder or name.",
-                )
+            _refuse_source(target, inputs)
+    if report is not None:
+        _refuse_source(report, inputs)
+
+
+def _refuse_source(target: Path, inputs: Mapping[tuple[int, int], Path]) -> None:
+    if target.is_file() and _identity(target) in inputs:
+        raise SinkError(
+            f"{target} is the source {inputs[_identity(target)]} itself.",
+            hint="Write to another folder or name.",
+        )
 
 
 def _identity(path: Path) -> tuple[int, int]:

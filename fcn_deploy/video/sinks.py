@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
+from fcn_deploy.artifact.partial_files import partial_name, write_whole
 from fcn_deploy.errors import ClosedError, DiskFullError, SinkError, SinkFormatError
 from fcn_deploy.names import Array
 from fcn_deploy.video.disk_space import translate_os_error
@@ -50,7 +50,7 @@ def render(item: SegmentedFrame, view: View, *, alpha: float = 0.5) -> Array:
 
 
 class VideoSink:
-    """A video file. It is written as ``<stem>.partial<suffix>`` and renamed when it is complete.
+    """A video file. It is written as ``<stem>.*.partial<suffix>`` and renamed when it is complete.
 
     The size of the first frame holds for all; an odd height or width is made even by repeating
     the last row or column, as the codecs need it. Frames are equally spaced in time.
@@ -76,7 +76,7 @@ class VideoSink:
 
     def __init__(self, path: str | Path, *, fps: float, writer: WriterName = "opencv") -> None:
         self.path = Path(path)
-        self.partial_path = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
+        self.partial_path = partial_name(self.path)
         self.frames = 0
         self.complete = False
         if writer not in WRITERS:
@@ -246,12 +246,9 @@ class ImageSink:
         ok, data = cv2.imencode(".png", render(item, self.view, alpha=self._alpha))
         if not ok:
             raise SinkFormatError(f"frame {item.index} cannot be encoded as PNG for {target}.")
-        partial = target.with_name(f"{target.stem}.partial{target.suffix}")
         try:
-            partial.write_bytes(data.tobytes())
-            os.replace(partial, target)
+            write_whole(target, data.tobytes())
         except OSError as exc:
-            partial.unlink(missing_ok=True)
             raise translate_os_error(exc, target) from exc
         self.frames += 1
         return target

@@ -80,7 +80,7 @@ def open_writer(
 
     Args:
         name: ``opencv``, or ``pyav`` from the extra ``video``.
-        path: the file.
+        path: the file; it must not be there yet.
         suffix: ending that decides container and codec, one of `VIDEO_SUFFIXES`.
         fps: frames a second.
         size_wh: width and height of each frame, both even.
@@ -106,7 +106,7 @@ class _OpenCvWriter:
         self._frames = 0
         self._disk = DiskWatch(path)
         try:
-            path.write_bytes(b"")  # OpenCV would not say why a file cannot be created
+            path.touch(exist_ok=False)  # OpenCV would not say why a file cannot be created
         except OSError as exc:
             raise translate_os_error(exc, path) from exc
         self._writer: cv2.VideoWriter = cv2.VideoWriter(
@@ -177,6 +177,7 @@ class _PyAvWriter:
         options = _FRAGMENTED if path.suffix in (".mp4", ".m4v", ".mov") else {}
         rate = Fraction(fps).limit_denominator(1001)
         try:
+            path.touch(exist_ok=False)
             self._container: av.container.OutputContainer = av.open(
                 str(path.absolute()), "w", options=options
             )
@@ -188,6 +189,8 @@ class _PyAvWriter:
                 ),
             )
         except (OSError, av.FFmpegError) as exc:
+            if not isinstance(exc, FileExistsError):
+                path.unlink(missing_ok=True)
             raise translate_os_error(exc, path) from exc
         self._stream = stream
         stream.width, stream.height = size_wh

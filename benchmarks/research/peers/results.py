@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import statistics
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from fcn_bench.environment import describe_environment
 from fcn_bench.stats import Ratio
 from fcn_deploy.machine import Machine, abilities_of, describe_machine
+from fcn_deploy.artifact.partial_files import write_whole
 from research.peers.race import LEAST_AGREEMENT, Lane, Race
 
 __all__ = [
@@ -60,9 +60,7 @@ def write_section(file: Path, name: str, text: str) -> None:
                 f"<!-- begin {section} -->\n## {title}\n\n{sections[section]}\n"
                 f"<!-- end {section} -->\n"
             )
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    partial.write_text("\n".join(parts), encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, "\n".join(parts).encode())
 
 
 def describe_run(*, threads: int, rules: str | None = None) -> str:

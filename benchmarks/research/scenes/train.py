@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fcn_deploy.artifact.partial_files import partial_of
 from fcn_deploy.machine import usable_cores
 from fcn_deploy.names import Array
 from research.scenes.generate import GENERATOR_VERSION, NUM_CLASSES, make_scenes
@@ -110,9 +111,8 @@ def trained(arch: str, *, say: Say, folder: Path | None = None) -> nn.Module:
     say(f"training {arch} for {recipe.steps} steps, once: kept as {place}")
     _fit(module, recipe, say)
     place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_suffix(f".{os.getpid()}.partial")
-    torch.save(module.state_dict(), partial)
-    partial.replace(place)
+    with partial_of(place) as partial:
+        torch.save(module.state_dict(), partial)
     return module
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fcn_deploy.artifact.partial_files import write_whole
 from fcn_deploy.backends.tensorrt.surface import BuilderConfig
 from fcn_deploy.errors import BuildError
 
@@ -49,7 +48,7 @@ def save_timing_cache(config: BuilderConfig, path: Path) -> None:
                 others = config.create_timing_cache(content)
                 if others is None or not cache.combine(others, ignore_mismatch=False):
                     _LOG.warning("'%s' was replaced by timings of another kind meanwhile", path)
-            _replace(path, bytes(cache.serialize()))
+            write_whole(path, bytes(cache.serialize()), sync=True)
     except OSError as error:
         raise BuildError(
             f"the timing cache '{path}' cannot be written: {error.strerror}.",
@@ -72,16 +71,3 @@ def _locked(path: Path) -> Iterator[None]:
     with open(path.with_name(f".{path.name}.lock"), "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

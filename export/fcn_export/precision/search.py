@@ -8,7 +8,6 @@ goes on where it was.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fcn_deploy.artifact.partial_files import write_whole
 from fcn_deploy.errors import BudgetError
 from fcn_export.precision.collect import Progress
 from fcn_export.precision.judge import Score
@@ -143,9 +143,7 @@ class SearchNotes:
         if self.path is None:
             return
         scores = {name: [s.miou_drop, s.disagreement] for name, s in self._scores.items()}
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        beside.write_text(json.dumps({"key": self.key, "scores": scores}), encoding="utf-8")
-        beside.replace(self.path)
+        write_whole(self.path, json.dumps({"key": self.key, "scores": scores}).encode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,6 +133,49 @@ def test_several_sources_add_up_in_one_report_on_stdout(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.mp4", "x.png"]
 
 
+def test_a_source_that_is_called_partial_is_kept(model: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "take.partial.avi", frames=5)
+    image = write_image(tmp_path / "x.partial.png", numbered_frame(0))
+    before = [clip.read_bytes(), image.read_bytes()]
+    write_image(tmp_path / "x.jpg", numbered_frame(1))
+
+    statuses = [
+        run(model, clip, "-o", tmp_path / "take.avi"),
+        run(model, tmp_path / "x.jpg", "-o", tmp_path),
+    ]
+
+    assert statuses == [0, 0]
+    assert len(decode_all(tmp_path / "take.avi")) == 5
+    assert [clip.read_bytes(), image.read_bytes()] == before
+
+
+@pytest.mark.parametrize("spelled", ["take.avi", "./a/../take.avi", "link.avi", "hard.avi"])
+def test_no_spelling_of_a_source_is_written_to(
+    spelled: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    clip = write_clip(tmp_path / "take.avi", frames=2)
+    (tmp_path / "link.avi").symlink_to(clip)
+    (tmp_path / "hard.avi").hardlink_to(clip)
+    before = clip.read_bytes()
+    names = sorted(path.name for path in tmp_path.iterdir())
+
+    statuses = [
+        run(model, "take.avi", "-o", spelled),
+        run(model, "take.avi", "-o", "out", "--json", spelled),
+    ]
+
+    assert statuses == [2, 2]
+    assert len(re.findall("is the source .*take.avi itself", capsys.readouterr().err)) == 2
+    assert clip.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
 def test_a_videos_labels_are_numbered_files(model: Path, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.avi", frames=3)
 
@@ -244,8 +287,10 @@ def interrupted(
     out = tmp_path / "out"
     report = tmp_path / "report.json"
     with started(model, long_clip, "-o", out / "long.mp4", "--json", report) as child:
-        partial = out / "long.partial.mp4"
-        wait_until(lambda: partial.exists() and partial.stat().st_size > 50_000, seconds=60)
+        wait_until(
+            lambda: any(path.stat().st_size > 50_000 for path in out.glob("long.*.partial.mp4")),
+            seconds=60,
+        )
         child.send_signal(request.param)
         _, stderr = child.communicate(timeout=60)
     return child.returncode, stderr, out
@@ -282,7 +327,8 @@ def test_a_killed_run_leaves_only_what_is_named_partial(
     returned, _, out = interrupted
 
     assert returned == -signal.SIGKILL
-    assert [path.name for path in out.iterdir()] == ["long.partial.mp4"]
+    (left,) = out.iterdir()
+    assert re.fullmatch(r"long\.\w{8}\.partial\.mp4", left.name)
 
 
 def test_a_stream_that_never_answers_fails_within_ten_seconds_and_keeps_its_password(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +108,46 @@ def test_without_a_frame_there_is_no_file(tmp_path: Path) -> None:
         sink.write(numbered_frame(0))
 
 
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_file_that_is_called_partial_is_nobodys_but_its_owners(
+    tmp_path: Path, writer: WriterName
+) -> None:
+    (tmp_path / "out.partial.mp4").write_bytes(b"mine")
+
+    with VideoSink(tmp_path / "out.mp4", fps=25, writer=writer) as sink:
+        sink.write(numbered_frame(0))
+
+    assert (tmp_path / "out.partial.mp4").read_bytes() == b"mine"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.mp4", "out.partial.mp4"]
+
+
+def test_two_videos_of_one_name_at_once_do_not_mix(tmp_path: Path) -> None:
+    with (
+        VideoSink(tmp_path / "out.avi", fps=25) as later,
+        VideoSink(tmp_path / "out.avi", fps=25) as first,
+    ):
+        for index in range(10):
+            first.write(numbered_frame(index))
+            later.write(numbered_frame(index + 10))
+
+    assert [frame_number(frame) for frame in decode_all(tmp_path / "out.avi")] == [*range(10, 20)]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.avi"]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_finished_video_has_the_rights_of_any_new_file(
+    tmp_path: Path, writer: WriterName
+) -> None:
+    before = os.umask(0o027)
+    try:
+        with VideoSink(tmp_path / "out.mp4", fps=25, writer=writer) as sink:
+            sink.write(numbered_frame(0))
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE((tmp_path / "out.mp4").stat().st_mode) == 0o640
+
+
 def test_a_video_that_lost_frames_keeps_its_partial_name(tmp_path: Path) -> None:
     sink = VideoSink(tmp_path / "out.avi", fps=25)
     for index in range(10):
@@ -150,9 +192,10 @@ def test_a_full_disk_is_reported_while_writing(tmp_path: Path, writer: WriterNam
 
     index, _, message = child.stdout.strip().partition(" ")
     assert int(index) < 60  # about nine frames fit; OpenCV's file is looked at every 25
-    assert re.search(r"out\.partial\.mp4", message)
+    assert re.search(r"out\.\w{8}\.partial\.mp4", message)
     assert "Free some room" in message
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out.partial.mp4"]
+    (partial,) = tmp_path.iterdir()
+    assert re.fullmatch(r"out\.\w{8}\.partial\.mp4", partial.name)
 
 
 KILLED = """
@@ -178,8 +221,8 @@ def test_after_a_kill_what_is_there_is_named_partial(tmp_path: Path, writer: Wri
 
         child.send_signal(signal.SIGKILL)
 
-    partial = tmp_path / "out.partial.mp4"
-    assert list(tmp_path.iterdir()) == [partial]
+    (partial,) = tmp_path.iterdir()
+    assert re.fullmatch(r"out\.\w{8}\.partial\.mp4", partial.name)
     if writer == "pyav":  # fragments of a second each: at most two seconds are lost
         assert len(decode_all(partial)) >= 500 - 2 * 25
 
