@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from fcn_deploy.errors import BenchmarkError
+from fcn_deploy.errors import BenchmarkError, SourceError, SourceOpenError
 from fcn_deploy.names import Array
-from fcn_deploy.video.capture import fps_hint
+from fcn_deploy.video.capture import fps_hint, open_capture
+from fcn_deploy.video.files import read_image
+
+if TYPE_CHECKING:
+    import cv2
 
 __all__ = ["FRAMES_AT_MOST", "read_frames", "synthetic_frames", "video_rate_fps"]
 
@@ -65,12 +69,10 @@ def read_frames(path: str | os.PathLike[str], height: int, width: int, *, batch:
 
 def video_rate_fps(path: str | os.PathLike[str]) -> float | None:
     """Give the frame rate that a video announces; None for images and where it says none."""
-    import cv2
-
     place = Path(path)
     if not place.is_file() or place.suffix.lower() in _IMAGE_SUFFIXES:
         return None
-    capture = cv2.VideoCapture(str(place))
+    capture = _open_video(place)
     try:
         return fps_hint(capture)
     finally:
@@ -89,21 +91,16 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _read_images(paths: Sequence[Path]) -> list[Array]:
-    import cv2
-
-    frames: list[Array] = []
-    for path in _spread(paths):
-        frame = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if frame is None:
-            raise BenchmarkError(f"'{path}' is no image that OpenCV can read.")
-        frames.append(frame)
-    return frames
+    try:
+        return [read_image(path) for path in _spread(paths)]
+    except SourceError as error:
+        raise BenchmarkError(error.message, hint=error.hint) from error
 
 
 def _read_video(path: Path) -> list[Array]:
     import cv2
 
-    capture = cv2.VideoCapture(str(path))
+    capture = _open_video(path)
     try:
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         wanted = set(_spread(range(count))) if count > 0 else set(range(FRAMES_AT_MOST))
@@ -121,6 +118,13 @@ def _read_video(path: Path) -> list[Array]:
     if not frames:
         raise BenchmarkError(f"'{path}' is no video that OpenCV can read.")
     return frames
+
+
+def _open_video(path: Path) -> cv2.VideoCapture:
+    try:
+        return open_capture(path)
+    except SourceOpenError as error:
+        raise BenchmarkError(error.message, hint=error.hint) from error
 
 
 def _spread(items: Sequence[T]) -> list[T]:

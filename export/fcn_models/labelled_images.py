@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_deploy.errors import DTypeError, ShapeError, SourceOpenError
+from fcn_deploy.errors import DTypeError, ShapeError, SourceError, SourceOpenError
 from fcn_deploy.names import IGNORE_LABEL, Array, ColorOrder
+from fcn_deploy.video.files import read_image
 
 __all__ = ["EvalItem", "EvalSet"]
 
+_MAX_PIXELS = 1 << 30  # OpenCV's own limit
 _LABEL_MODES = frozenset({"L", "P", "I;16"})
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -120,11 +122,10 @@ def _files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
 
 
 def _read_frame(path: Path, color: ColorOrder) -> Array:
-    import cv2
-
-    frame = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if frame is None:
-        raise SourceOpenError(f"'{path}' cannot be read as an image.")
+    try:
+        frame = read_image(path, max_pixels=_MAX_PIXELS)
+    except SourceError as error:
+        raise SourceOpenError(f"'{path}' cannot be read as an image: {error}") from error
     return np.ascontiguousarray(frame if color == "bgr" else frame[..., ::-1])
 
 

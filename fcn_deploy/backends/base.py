@@ -12,7 +12,9 @@ from typing import Protocol, Self, runtime_checkable
 import numpy as np
 
 from fcn_deploy.artifact.manifest import Manifest, Variant
+from fcn_deploy.artifact.name_text import is_utf8
 from fcn_deploy.errors import (
+    ArtifactError,
     ClosedError,
     DTypeError,
     ForkedProcessError,
@@ -55,6 +57,14 @@ class ModelSource:
     outputs: tuple[str, ...] | None = None
     digest: str | None = None
     manifest: Manifest | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.data is None and not is_utf8(str(self.path)):
+            raise ArtifactError(
+                f"'{self.path}' is not named in UTF-8, and its weights lie beside it: no backend"
+                " can open it.",
+                hint="Rename the file or its folder.",
+            )
 
     def cut_data(self) -> bytes:
         """Give the bytes of the model that makes `outputs`.

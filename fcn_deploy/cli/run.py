@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from fcn_deploy.artifact.name_text import printable
 from fcn_deploy.artifact.partial_files import write_whole
 from fcn_deploy.errors import BudgetError, FcnDeployError, ParityError
 
@@ -80,6 +82,8 @@ def run_command(
     Returns:
         0 done; 1 a check failed; 2 a reported error; 130 and 143 after SIGINT and SIGTERM.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names may hold any bytes
     args = parser.parse_args(argv)
     _set_up_logging(args)
     try:
@@ -109,6 +113,7 @@ def write_json(target: str, document: dict[str, Any]) -> None:
     Raises:
         FcnDeployError: the file cannot be written.
     """
+    document = _valid_unicode(document)
     text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
     if target == "-":
         sys.stdout.write(text)
@@ -123,11 +128,21 @@ def write_text(path: Path, text: str) -> None:
         FcnDeployError: the folder is missing or cannot be written.
     """
     try:
-        write_whole(path, text.encode())
+        write_whole(path, printable(text).encode())
     except OSError as error:
         raise FcnDeployError(
             f"cannot write '{path}': {error.strerror}.", hint="Name a file in a writable folder."
         ) from error
+
+
+def _valid_unicode(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_valid_unicode(key): _valid_unicode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_valid_unicode(item) for item in value]
+    return value
 
 
 def _report(program: str, error: FcnDeployError, args: argparse.Namespace, status: int) -> int:

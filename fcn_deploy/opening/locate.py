@@ -103,7 +103,7 @@ def locate_model(
         UntrustedArtifactError: it is a plan in no artifact, and nobody vouched for it.
     """
     place = Path(path)
-    if place.is_dir():
+    if os.path.isdir(place):
         artifact = Artifact.open(place)
         plan, why = choose_plan(artifact.manifest, backend=backend, precision=precision)
         if plan is not None:
@@ -112,7 +112,7 @@ def locate_model(
         wanted = Precision.FP32 if precision == "auto" else parse_precision(precision)
         variant = artifact.variant(wanted)
         return ModelFile(artifact.path / variant.file, artifact, reason=why)
-    if not place.exists():
+    if not os.path.exists(place):
         raise ArtifactMissingError(
             f"there is no '{place}'.", hint="Give an artifact folder or an .onnx file."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -36,9 +37,9 @@ def address_kind(address: str | Path) -> AddressKind:
     if _NETWORK.match(text):
         return AddressKind.NETWORK
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, it takes a name that is too long
         return AddressKind.FOLDER
-    if text.isascii() and text.isdigit() and not path.exists():
+    if text.isascii() and text.isdigit() and not os.path.exists(path):
         return AddressKind.WEBCAM
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return AddressKind.IMAGE

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcn_deploy.errors import FrameTooLargeError, SourceOpenError
+from fcn_deploy.video.opencv_name import opencv_name
 
 if TYPE_CHECKING:
     import cv2
@@ -23,8 +23,11 @@ def open_capture(path: Path) -> cv2.VideoCapture:
     """
     import cv2
 
-    # absolute, so that FFmpeg cannot take a name such as "http:x" for a protocol
-    capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG)
+    try:
+        with opencv_name(path) as name:
+            capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
+    except OSError as exc:
+        raise SourceOpenError(f"{path} cannot be opened: {exc.strerror}.") from exc
     if not capture.isOpened():
         capture.release()
         raise SourceOpenError(

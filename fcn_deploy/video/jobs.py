@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fcn_deploy.errors import SinkError, SinkFormatError
 from fcn_deploy.video.address import AddressKind, address_kind
+from fcn_deploy.video.disk_space import translate_os_error
 from fcn_deploy.video.files import ImageSource, VideoFileSource, check_file, list_images
 from fcn_deploy.video.frames import FrameSource
 from fcn_deploy.video.pipeline import Policy
@@ -106,10 +108,10 @@ def connected(jobs: Sequence[SegmentJob]) -> Iterator[None]:
 
 
 def _is_video_output(addresses: Sequence[str], output: Path, view: View) -> bool:
-    if output.is_dir():
+    if os.path.isdir(output):
         return False
     if output.suffix.lower() not in VIDEO_SUFFIXES:
-        if output.exists():
+        if os.path.exists(output):
             raise SinkFormatError(
                 f"{output} is a file; expected a folder or a video file's name"
                 f" ({', '.join(sorted(VIDEO_SUFFIXES))})."
@@ -160,9 +162,15 @@ def _check_targets(jobs: Sequence[SegmentJob], report: Path | None) -> None:
 
 
 def _refuse_source(target: Path, inputs: Mapping[tuple[int, int], Path]) -> None:
-    if target.is_file() and _identity(target) in inputs:
+    try:
+        found = _identity(target)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as exc:  # such as a name that is too long
+        raise translate_os_error(exc, target) from exc
+    if found in inputs:
         raise SinkError(
-            f"{target} is the source {inputs[_identity(target)]} itself.",
+            f"{target} is the source {inputs[found]} itself.",
             hint="Write to another folder or name.",
         )
 

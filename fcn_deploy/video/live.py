@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
+from fcn_deploy.artifact.name_text import is_utf8
 from fcn_deploy.errors import (
     FrameTooLargeError,
     SourceLostError,
@@ -81,6 +82,10 @@ class LiveSource:
         if self._thread is not None:
             return
         if isinstance(self._address, str):
+            if not is_utf8(self._address):  # OpenCV would end the process
+                raise SourceOpenError(
+                    f"{self.name} is not UTF-8.", hint="Write other bytes as %XX in an address."
+                )
             os.environ.setdefault(_FFMPEG_LOG_LEVEL, _FFMPEG_QUIET)
         self._thread = Thread(target=self._capture_frames, name="fcn-live", daemon=True)
         self._thread.start()

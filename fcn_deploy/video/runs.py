@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from fcn_deploy.artifact.name_text import printable
 from fcn_deploy.errors import BackendUnavailableError
 from fcn_deploy.names import Array
 from fcn_deploy.video.frame_counts import PipelineStats
@@ -80,7 +81,7 @@ def run_job(
     pipeline = VideoPipeline(segmenter, job.source, policy=policy, max_frames=max_frames)
     with contextlib.ExitStack() as stack:
         stack.callback(_complete, report, pipeline)
-        display = stack.enter_context(_window(job.source.name)) if show else None
+        display = stack.enter_context(_window(printable(job.source.name))) if show else None
         stack.enter_context(pipeline)
         write = stack.enter_context(_sink(job, report, view=view, alpha=alpha, writer=writer))
         for item in pipeline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -89,7 +90,7 @@ class VideoSink:
         if not (math.isfinite(fps) and 0 < fps <= 1000):
             raise SinkFormatError(f"fps is {fps}; it must be above 0 and at most 1000.")
         _make_folder(self.path.parent)
-        if self.path.is_dir():
+        if os.path.isdir(self.path):
             raise SinkError(f"{self.path} is a folder; expected a video file's name.")
         self._name: WriterName = writer
         self._fps = fps

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
 from fcn_deploy.errors import BackendUnavailableError, SinkError, SinkFormatError
 from fcn_deploy.names import Array
 from fcn_deploy.video.disk_space import DiskWatch, translate_os_error
+from fcn_deploy.video.opencv_name import opencv_name
 
 if TYPE_CHECKING:
     import av
@@ -107,11 +108,12 @@ class _OpenCvWriter:
         self._disk = DiskWatch(path)
         try:
             path.touch(exist_ok=False)  # OpenCV would not say why a file cannot be created
+            with opencv_name(path) as name:
+                self._writer: cv2.VideoWriter = cv2.VideoWriter(
+                    name, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), fps, size_wh
+                )
         except OSError as exc:
             raise translate_os_error(exc, path) from exc
-        self._writer: cv2.VideoWriter = cv2.VideoWriter(
-            str(path.absolute()), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), fps, size_wh
-        )
         if not self._writer.isOpened():
             self._writer.release()
             path.unlink(missing_ok=True)
@@ -139,7 +141,8 @@ class _OpenCvWriter:
         """Read the file's own count of frames, and its last frame."""
         import cv2
 
-        capture = cv2.VideoCapture(str(self._path.absolute()), cv2.CAP_FFMPEG)
+        with opencv_name(self._path) as name:
+            capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
         try:
             count = round(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
             capture.set(cv2.CAP_PROP_POS_FRAMES, max(0, count - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -121,6 +122,13 @@ def test_an_unknown_class_is_refused_and_255_is_not(folders: tuple[Path, Path]) 
 
     with pytest.raises(ShapeError, match=r"names class \[3\]; the network gives 0..2"):
         read_all(folders)
+
+
+def test_names_that_are_not_utf8_are_read(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        folder.joinpath("a.png").rename(folder / os.fsdecode(b"a\xff.png"))
+
+    assert [os.fsencode(name) for name, _, _ in read_all(folders)] == [b"a\xff", b"b"]
 
 
 def test_a_file_that_is_no_image_is_named(folders: tuple[Path, Path]) -> None:

@@ -444,3 +444,8 @@ def test_a_float_network_of_anyones_runs(backend: Backend) -> None:
 def test_an_unknown_backend_lists_the_known() -> None:
     with pytest.raises(ValueError, match="expected one of openvino, onnxruntime"):
         get_backend("caffe")
+
+
+def test_weights_beside_a_name_that_is_not_utf8_are_refused() -> None:
+    with pytest.raises(ArtifactError, match="is not named in UTF-8, and its weights lie beside"):
+        ModelSource(Path(os.fsdecode(b"model\xff.onnx")))

@@ -149,3 +149,34 @@ def test_json_is_written_whole_or_not_at_all(
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(str(tmp_path / "a.json"), {"nan": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [2], "b": 1}
+
+
+def test_a_name_that_is_not_utf8_is_printed_and_written_as_valid_text(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from fcn_deploy.cli.run import Parser, add_common_options, run_command, write_json\n"
+        "from fcn_deploy.cli.run import write_text\n"
+        "from fcn_deploy.errors import ShapeError\n"
+        "name = os.fsdecode(b'clip\\xff')\n"
+        "def run(args):\n"
+        "    print(name)\n"
+        "    write_json(sys.argv[1] + '/a.json', {name: [name, (1, {'é': name})]})\n"
+        "    write_json('-', {name: 1})\n"
+        "    write_text(Path(sys.argv[1]) / 'a.md', name)\n"
+        "    raise ShapeError(name)\n"
+        "parser = Parser(prog='fcn-test')\n"
+        "add_common_options(parser)\n"
+        "sys.exit(run_command(run, parser, []))\n"
+    )
+
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, cwd=ROOT, check=False
+    )
+
+    name = r"clip\udcff"
+    assert (child.returncode, child.stderr) == (2, b"fcn-test: clip\\udcff\n")
+    printed, document = child.stdout.decode().split("\n", 1)
+    assert (printed, json.loads(document)) == (name, {name: 1})
+    assert json.loads((tmp_path / "a.json").read_bytes()) == {name: [name, [1, {"é": name}]]}
+    assert (tmp_path / "a.md").read_text(encoding="utf-8") == name
