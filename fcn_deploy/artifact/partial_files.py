@@ -42,8 +42,11 @@ def partial_of(path: Path) -> Iterator[Path]:
     """
     partial = partial_name(path)
     partial.touch(exist_ok=False)
+    mode = partial.stat().st_mode
     try:
         yield partial
+        if partial.stat().st_mode != mode:  # safetensors puts a private file in its place
+            partial.chmod(mode)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -70,6 +70,19 @@ def test_a_whole_file_has_the_rights_of_any_new_file(tmp_path: Path, mask: int) 
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o666 & ~mask
 
 
+def test_a_library_that_renames_a_private_file_does_not_make_the_whole_one_private(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "plain").touch()
+
+    with partial_of(tmp_path / "a.safetensors") as partial:
+        (tmp_path / "private").touch(mode=0o600)
+        (tmp_path / "private").replace(partial)  # as safetensors does
+
+    modes = [(tmp_path / name).stat().st_mode for name in ("plain", "a.safetensors")]
+    assert modes[0] == modes[1]
+
+
 @pytest.mark.parametrize(
     "name",
     ["a" * 251 + ".mp4", "é" * 125 + ".mp4", "a." + "b" * 253, "." + "c" * 254],
