@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from fcn_deploy.video.sources import open_source
 from fcn_deploy.video.writers import VIDEO_SUFFIXES
 
 __all__ = ["SegmentJob", "connected", "plan_jobs", "want_throughput"]
+
+_NUMBERED = re.compile(r"\d{6,}\.png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +160,18 @@ def _check_targets(jobs: Sequence[SegmentJob], report: Path | None) -> None:
                 )
             origins[target] = origin
             _refuse_source(target, inputs)
+        if not (job.is_video or isinstance(job.source, ImageSource)):  # frames by their numbers
+            for path in inputs.values():
+                if _NUMBERED.fullmatch(path.name):
+                    _refuse_source(job.output / path.name, inputs)
     if report is not None:
         _refuse_source(report, inputs)
 
 
 def _refuse_source(target: Path, inputs: Mapping[tuple[int, int], Path]) -> None:
     try:
-        found = _identity(target)
+        # the real path: a folder in front of ".." may not be there yet
+        found = _identity(Path(os.path.realpath(target)))
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as exc:  # such as a name that is too long

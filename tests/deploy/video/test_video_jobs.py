@@ -86,10 +86,22 @@ def test_a_source_is_never_overwritten(tmp_path: Path) -> None:
         ([str(clip)], clip),
         ([str(clip)], tmp_path),
         ([str(clip)], tmp_path / "out"),
+        ([str(clip)], tmp_path / "not there yet" / ".." / "clip.mp4"),
         ([str(image)], tmp_path),
     ):
         with pytest.raises(SinkError, match=r"is the source .* itself\. Write to another"):
             plan_jobs(addresses, output)
+
+
+def test_a_videos_numbered_labels_do_not_replace_an_image_that_is_a_source(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    clip = write_clip(tmp_path / "clip.avi", frames=1)
+    image = write_image(tmp_path / "clip" / "000000.png", numbered_frame(0))
+    other = write_image(tmp_path / "clip" / "other.png", numbered_frame(0))
+
+    with pytest.raises(SinkError, match=r"000000\.png is the source .*000000\.png itself\."):
+        plan_jobs([str(clip), str(image)], tmp_path / "a" / "..", view="labels")
+    assert len(plan_jobs([str(clip), str(other)], tmp_path, view="labels")) == 2
 
 
 def test_an_output_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
