@@ -11,8 +11,8 @@ from typing import Any
 
 from fcn_bench.environment import describe_environment
 from fcn_bench.stats import Ratio
-from fcn_deploy.machine import Machine, abilities_of, describe_machine
 from fcn_deploy.artifact.partial_files import write_whole
+from fcn_deploy.machine import Machine, abilities_of, describe_machine
 from research.peers.race import LEAST_AGREEMENT, Lane, Race
 
 __all__ = [
