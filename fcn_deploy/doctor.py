@@ -18,7 +18,9 @@ from fcn_deploy.graph.field_summary import summarize_field
 from fcn_deploy.libraries import LibraryStatus, check_libraries
 from fcn_deploy.machine import Machine, describe_machine, distribution_version, version_numbers
 from fcn_deploy.names import Precision
+from fcn_deploy.opening.load import open_located
 from fcn_deploy.opening.locate import ModelFile, locate_model
+from fcn_deploy.opening.options import OpenOptions
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.telemetry import telemetry_settings
 from fcn_deploy.tiling.self_test import TilingError, tiling_self_test
@@ -210,7 +212,7 @@ def _diagnose_model(path: Path, *, trust_code: bool) -> ModelDiagnosis:
     classes = None if manifest is None else tuple(entry.name for entry in manifest.classes)
     seen = _seen(file)
     try:
-        with Segmenter.open(path, trust_code=trust_code) as segmenter:
+        with Segmenter(open_located(file, OpenOptions(trust_code=trust_code))) as segmenter:
             tiled = _try_tiles(segmenter)
             return ModelDiagnosis(
                 path=str(path),

@@ -15,6 +15,7 @@ from fcn_deploy.backends.execution_providers import ProviderList
 from fcn_deploy.errors import ShapeError
 from fcn_deploy.names import Array, NetworkColor
 from fcn_deploy.opening.load import OpenedModel, open_model
+from fcn_deploy.opening.options import OpenOptions
 from fcn_deploy.opening.output_reader import OutputReader
 from fcn_deploy.opening.scores_network import ScoresNetwork
 from fcn_deploy.preprocess import check_frame, pad_frame
@@ -42,20 +43,20 @@ class Segmenter(ContextManaged):
         tiling: how frames too large for memory are cut, and whether that changes their labels.
     """
 
-    def __init__(self, model: OpenedModel, *, tile_pixels: int | None = None) -> None:
+    def __init__(self, model: OpenedModel) -> None:
         super().__init__()
         self._model = model
         self._scores_network = ScoresNetwork(model)
         self.path = model.file.path
         self.backend = model.backend.name
         self.precision = model.precision
-        self.num_streams = model.num_streams
+        self.num_streams = model.options.num_streams
         self.reason = model.reason
         self.manifest: Manifest | None = model.file.manifest
         self._reader = OutputReader(
             self.path.name, model.output_format, model.shapes, model.classes
         )
-        self.tiling = Tiling(model, model.shapes, tile_pixels=tile_pixels)
+        self.tiling = Tiling(model, model.shapes, tile_pixels=model.options.tile_pixels)
 
     @classmethod
     def open(
@@ -110,23 +111,21 @@ class Segmenter(ContextManaged):
                 here.
             ValueError: an argument is none of its choices.
         """
-        return cls(
-            open_model(
-                path,
-                backend=backend,
-                precision=precision,
-                providers=providers,
-                num_threads=num_threads,
-                num_streams=num_streams,
-                mean=mean,
-                std=std,
-                color=color,
-                peel=peel,
-                cache=cache,
-                trust_code=trust_code,
-            ),
+        options = OpenOptions(
+            backend=backend,
+            precision=precision,
+            providers=providers,
+            num_threads=num_threads,
+            num_streams=num_streams,
+            mean=mean,
+            std=std,
+            color=color,
+            peel=peel,
+            cache=cache,
             tile_pixels=tile_pixels,
+            trust_code=trust_code,
         )
+        return cls(open_model(path, options))
 
     def __repr__(self) -> str:
         return f"Segmenter('{self.path}', {self.backend} {self.precision}: {self.reason})"

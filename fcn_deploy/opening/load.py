@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fcn_deploy.artifact.manifest import ClassInfo, Preprocess
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.backends.base import Backend, ExecutionContext, LabellingContext
-from fcn_deploy.backends.execution_providers import ProviderList
 from fcn_deploy.draw import voc_palette
 from fcn_deploy.errors import ArtifactError, BackendUnavailableError, ManifestError
 from fcn_deploy.graph.peel import PeeledTail, peel_tail
 from fcn_deploy.graph.tail import find_tail
-from fcn_deploy.names import ColorOrder, NetworkColor, Precision
+from fcn_deploy.names import ColorOrder, Precision
 from fcn_deploy.opening.choose import choose_backend, choose_precision
 from fcn_deploy.opening.locate import ModelFile, locate_model
+from fcn_deploy.opening.options import OpenOptions
 from fcn_deploy.opening.output_format import OutputFormat, output_format
 from fcn_deploy.opening.tuned import kept_rows
 from fcn_deploy.preprocess import (
@@ -26,7 +25,7 @@ from fcn_deploy.preprocess import (
     input_format,
 )
 
-__all__ = ["OpenedModel", "open_model"]
+__all__ = ["OpenedModel", "open_located", "open_model"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,13 +39,13 @@ class OpenedModel:
     """
 
     file: ModelFile
+    options: OpenOptions
     backend: Backend
     precision: Precision
     reason: str
     context: ExecutionContext
     input_format: InputFormat
     output_format: OutputFormat
-    num_streams: int = 1
     scores_context: ExecutionContext | None = None
 
     @property
@@ -78,75 +77,78 @@ class OpenedModel:
         return spec.shape[form.class_axis]
 
 
-def open_model(
-    path: str | os.PathLike[str],
-    *,
-    backend: str = "auto",
-    precision: str = "auto",
-    providers: ProviderList | None = None,
-    num_threads: int | None = None,
-    num_streams: int = 1,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    color: NetworkColor | None = None,
-    peel: bool = True,
-    cache: bool = True,
-    trust_code: bool = False,
-) -> OpenedModel:
-    """Locate, check, choose and load. For the arguments and errors see `Segmenter.open`."""
-    file = locate_model(path, backend=backend, precision=precision, trust_code=trust_code)
-    if file.backend is not None and backend == "auto":
-        backend = file.backend
-    # a file that was named itself, a plan or a precision leave nothing to what was measured
-    open_choice = precision == "auto" and file.precision is None and providers is None
-    tuned = kept_rows(file.manifest) if open_choice and file.manifest is not None else None
-    chosen, backend_reason = choose_backend(
-        backend, file.path.suffix, tuned=tuned, providers=providers
+def open_model(path: str | os.PathLike[str], options: OpenOptions) -> OpenedModel:
+    """Locate, check, choose and load. For the errors see `Segmenter.open`."""
+    return open_located(
+        locate_model(
+            path,
+            backend=options.backend,
+            precision=options.precision,
+            trust_code=options.trust_code,
+        ),
+        options,
     )
-    if file.backend is not None and file.backend != chosen.name:
-        raise BackendUnavailableError(
-            f"'{file.path.name}' is a plan of {file.backend}; {chosen.name} cannot run it.",
-            hint=f"Use --backend {file.backend}.",
-        )
-    if file.reason:
-        backend_reason = f"{file.reason}; {backend_reason}" if file.backend is None else file.reason
-    if file.path.suffix == ".plan":
-        decided, precision_reason = _plan_precision(file, precision)
-    else:
-        decided, precision_reason = choose_precision(
-            precision,
-            chosen,
-            file.manifest,
-            file_precision=file.precision,
-            tuned=tuned,
-            measured=providers is None,
-        )
-        if file.artifact is not None and file.precision is None:
-            file = locate_model(path, backend=chosen.name, precision=decided)
-    preprocess = _preprocess(file, mean=mean, std=std, color=color)
-    peeled = _peel(file) if peel else "it was asked for whole"
+
+
+def open_located(file: ModelFile, options: OpenOptions) -> OpenedModel:
+    """Check, choose and load a file that `locate_model` found; as `open_model`."""
+    file, backend, precision, reason = _choose(file, options)
+    preprocess = _preprocess(file, options)
+    peeled = _peel(file) if options.peel else "it was asked for whole"
     outputs = (peeled.scores,) if isinstance(peeled, PeeledTail) else None
-    context = chosen.open(
-        file.source(outputs=outputs, cached=cache),
-        precision=decided,
-        num_threads=num_threads,
-        num_streams=num_streams,
+    context = backend.open(
+        file.source(outputs=outputs, cached=options.cache),
+        precision=precision,
+        num_threads=options.num_threads,
+        num_streams=options.num_streams,
     )
     try:
         model = OpenedModel(
             file=file,
-            backend=chosen,
-            precision=decided,
-            reason=f"{backend_reason}; {precision_reason}",
+            options=options,
+            backend=backend,
+            precision=precision,
+            reason=reason,
             context=context,
             input_format=_input_format(file, context, preprocess),
             output_format=output_format(file, context.outputs, peeled),
-            num_streams=num_streams,
         )
         return _label_on_device(model)
     except BaseException:
         context.close()
         raise
+
+
+def _choose(file: ModelFile, options: OpenOptions) -> tuple[ModelFile, Backend, Precision, str]:
+    """Decide what runs the file, in which precision, and why; of an artifact, which file."""
+    wanted, precision = options.backend, options.precision
+    if file.backend is not None and wanted == "auto":
+        wanted = file.backend
+    # a file that was named itself, a plan or a precision leave nothing to what was measured
+    open_choice = precision == "auto" and file.precision is None and options.providers is None
+    tuned = kept_rows(file.manifest) if open_choice and file.manifest is not None else None
+    backend, why = choose_backend(
+        wanted, file.path.suffix, tuned=tuned, providers=options.providers
+    )
+    if file.backend is not None and file.backend != backend.name:
+        raise BackendUnavailableError(
+            f"'{file.path.name}' is a plan of {file.backend}; {backend.name} cannot run it.",
+            hint=f"Use --backend {file.backend}.",
+        )
+    if file.reason:
+        why = f"{file.reason}; {why}" if file.backend is None else file.reason
+    if file.path.suffix == ".plan":
+        decided, reason = _plan_precision(file, precision)
+        return file, backend, decided, f"{why}; {reason}"
+    decided, reason = choose_precision(
+        precision,
+        backend,
+        file.manifest,
+        file_precision=file.precision,
+        tuned=tuned,
+        measured=options.providers is None,
+    )
+    return file.in_precision(decided), backend, decided, f"{why}; {reason}"
 
 
 def _plan_precision(file: ModelFile, wanted: str) -> tuple[Precision, str]:
@@ -164,22 +166,15 @@ def _plan_precision(file: ModelFile, wanted: str) -> tuple[Precision, str]:
     return held, f"{held} is the plan's own"
 
 
-def _preprocess(
-    file: ModelFile,
-    *,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    color: NetworkColor | None,
-) -> Preprocess:
-    given = {"mean": mean, "std": std, "color": color}
-    named = [key for key, value in given.items() if value is not None]
+def _preprocess(file: ModelFile, options: OpenOptions) -> Preprocess:
     if file.manifest is not None:
-        if named:
+        if named := options.given_preprocessing:
             raise ValueError(
                 f"{', '.join(named)} cannot be given: the artifact's graph has its preprocessing"
             )
         return file.manifest.preprocess
-    usual = default_preprocess(color or "rgb")
+    mean, std = options.mean, options.std
+    usual = default_preprocess(options.color or "rgb")
     return Preprocess(
         mean=usual.mean if mean is None else tuple(mean),
         std=usual.std if std is None else tuple(std),

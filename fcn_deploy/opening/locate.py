@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -59,6 +59,17 @@ class ModelFile:
             for name in graph.external_files:
                 self.artifact.check(name)
         return graph
+
+    def in_precision(self, precision: Precision) -> ModelFile:
+        """Give the artifact's graph that is run in a precision; itself where it was chosen so.
+
+        Raises:
+            ArtifactMissingError: the artifact was exported without it.
+        """
+        if self.artifact is None or self.precision is not None:
+            return self
+        path = self.artifact.path / self.artifact.variant(precision).file
+        return self if path == self.path else replace(self, path=path)
 
     def source(self, *, outputs: Sequence[str] | None = None, cached: bool = False) -> ModelSource:
         """Give what a backend opens.

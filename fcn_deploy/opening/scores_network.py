@@ -42,7 +42,12 @@ class ScoresNetwork:
             if self._loaded is None:
                 wanted = [*(spec.name for spec in model.context.outputs), form.inner_scores]
                 source = model.file.source(outputs=wanted)
-                self._loaded = model.backend.open(source, precision=model.precision)
+                self._loaded = model.backend.open(
+                    source,
+                    precision=model.precision,
+                    num_threads=model.options.num_threads,
+                    num_streams=model.options.num_streams,
+                )
             return self._loaded
 
     def close(self) -> None:

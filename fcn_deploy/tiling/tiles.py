@@ -51,8 +51,6 @@ class Tiling:
     def __init__(
         self, model: OpenedModel, shapes: ShapeRange | None, *, tile_pixels: int | None = None
     ) -> None:
-        if tile_pixels is not None and tile_pixels < 1:
-            raise ValueError(f"tile_pixels is {tile_pixels}; it must be 1 or more")
         self._model = model
         self._shapes = shapes
         self._asked_pixels = tile_pixels

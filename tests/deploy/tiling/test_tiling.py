@@ -13,6 +13,7 @@ from fcn_deploy.artifact.manifest import SeenByNetwork
 from fcn_deploy.names import Precision
 from fcn_deploy.opening.load import OpenedModel
 from fcn_deploy.opening.locate import ModelFile
+from fcn_deploy.opening.options import OpenOptions
 from fcn_deploy.opening.output_format import OutputFormat
 from fcn_deploy.tiling.tiles import Tiling
 from tests.deploy.manifests import example_manifest
@@ -25,6 +26,7 @@ def tiling_of_a_plan(folder: Path, seen: SeenByNetwork | None) -> Tiling:
     unused = cast(Any, None)  # nothing is run
     model = OpenedModel(
         file=ModelFile(folder / "model.plan", Artifact(folder, manifest)),
+        options=OpenOptions(),
         backend=unused,
         precision=Precision.FP16,
         reason="",
