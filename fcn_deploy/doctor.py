@@ -14,7 +14,7 @@ from fcn_deploy.artifact.manifest import Fidelity, Manifest, SeenByNetwork
 from fcn_deploy.backends import backend_names, get_backend, plan_backend_names
 from fcn_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from fcn_deploy.errors import BackendUnavailableError, ExecutionError, InputError
-from fcn_deploy.graph.field_summary import summarize_field
+from fcn_deploy.graph.analyse import analyse
 from fcn_deploy.libraries import LibraryStatus, check_libraries
 from fcn_deploy.machine import Machine, describe_machine, distribution_version, version_numbers
 from fcn_deploy.names import Precision
@@ -241,7 +241,7 @@ def _try_tiles(segmenter: Segmenter) -> TilingError | str:
 def _seen(file: ModelFile) -> SeenByNetwork | None:
     if file.manifest is not None and file.manifest.receptive_field is not None:
         return file.manifest.receptive_field
-    found = None if file.graph is None else summarize_field(file.graph)
+    found = None if file.graph is None else analyse(file.graph).receptive_field()
     return None if isinstance(found, str) else found
 
 

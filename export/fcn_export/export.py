@@ -14,10 +14,11 @@ import numpy as np
 
 from fcn_deploy.artifact.folder import ArtifactWriter
 from fcn_deploy.artifact.manifest import ClassInfo, Manifest, Variant
+from fcn_deploy.artifact.output_meaning import OutputMeaning
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.backends import get_backend
 from fcn_deploy.errors import BudgetError, ManifestError, ParityError
-from fcn_deploy.graph.field_summary import summarize_field
+from fcn_deploy.graph.analyse import GraphAnalysis, analyse
 from fcn_deploy.graph.scan import scan_onnx
 from fcn_deploy.names import Precision
 from fcn_deploy.opening.choose import graph_precision
@@ -26,6 +27,7 @@ from fcn_export.check.sample_frames import natural_frame
 from fcn_export.check.verify import ParityRow, unseen_shapes, verify
 from fcn_export.graph_spec import GraphSpec
 from fcn_export.load.class_names import default_classes, read_classes
+from fcn_export.onnx_file import OnnxFile
 from fcn_export.plans import PlanFile, PlanSetup, build_plans, set_up_plans
 from fcn_export.precision.calibration_images import check_source
 from fcn_export.precision.variants import make_variants
@@ -123,7 +125,7 @@ def export_model(
         with steps.step("write"):
             report = replace(report, timings_seconds=dict(steps.seconds))
             writer.add(REPORT_NAME, report.to_bytes())
-            writer.commit(_manifest(report, staged, inputs))
+            writer.commit(_manifest(report, staged, inputs, variants))
             steps.tell(str(writer.path))
     return replace(report, timings_seconds=dict(steps.seconds))
 
@@ -297,8 +299,15 @@ def _check_budget(report: ExportReport, request: ExportRequest) -> None:
         )
 
 
-def _manifest(report: ExportReport, staged: Staged, inputs: VariantInputs) -> Manifest:
-    seen = summarize_field(scan_onnx(staged.file.data, folder=staged.file.path.parent))
+def _manifest(
+    report: ExportReport,
+    staged: Staged,
+    inputs: VariantInputs,
+    variants: tuple[GraphVariant, ...],
+) -> Manifest:
+    analysis = _analyse(staged.file)
+    seen, output = analysis.receptive_field(), analysis.measured()
+    meanings = {variant.file.path.name: _analyse(variant.file).measured() for variant in variants}
     budget = {MAX_MIOU_DROP: f"{inputs.max_miou_drop:g}"} if inputs.has_labels else {}
     return Manifest(
         inputs=(staged.spec.input,),
@@ -307,7 +316,7 @@ def _manifest(report: ExportReport, staged: Staged, inputs: VariantInputs) -> Ma
         preprocess=staged.spec.preprocess,
         classes=report.classes,
         variants=(
-            *(_variant(report, file) for file in report.files),
+            *(_variant(report, file, output, meanings[file.name]) for file in report.files),
             *(plan.variant() for plan in report.plans if plan.failure is None),
         ),
         source=report.source,
@@ -320,11 +329,18 @@ def _manifest(report: ExportReport, staged: Staged, inputs: VariantInputs) -> Ma
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         receptive_field=None if isinstance(seen, str) else seen,
+        output=output,
     )
 
 
-def _variant(report: ExportReport, file: GraphFile) -> Variant:
-    """List a graph with what was measured of it."""
+def _analyse(file: OnnxFile) -> GraphAnalysis:
+    return analyse(scan_onnx(file.data, folder=file.path.parent))
+
+
+def _variant(
+    report: ExportReport, file: GraphFile, usual: OutputMeaning, output: OutputMeaning
+) -> Variant:
+    """List a graph with what was measured of it, and with its output where that is not as usual."""
     fidelity = tuple(
         entry.fidelity(report.model)
         for entry in report.measured
@@ -332,4 +348,5 @@ def _variant(report: ExportReport, file: GraphFile) -> Variant:
         and entry.runner is not None
         and graph_precision(entry.runner.precision) is file.precision
     )
-    return Variant(file.name, file.precision, fidelity=fidelity)
+    own = None if output == usual else output
+    return Variant(file.name, file.precision, fidelity=fidelity, output=own)

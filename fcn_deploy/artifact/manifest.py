@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fcn_deploy.artifact.output_meaning import OutputMeaning
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.errors import ManifestError
 from fcn_deploy.names import NETWORK_COLORS, NetworkColor, Precision
@@ -150,6 +151,7 @@ class Variant:
         library_version: of what built a plan; None of graphs.
         version_compatible: later releases of the library can run the plan, too.
         graph, graph_sha256: file that a plan was built from, and its digest; None of graphs.
+        output: of a graph, where it is not as the manifest's; None where it is.
     """
 
     file: str
@@ -162,6 +164,7 @@ class Variant:
     version_compatible: bool = False
     graph: str | None = None
     graph_sha256: str | None = None
+    output: OutputMeaning | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +226,7 @@ class Manifest:
 
     Attributes:
         receptive_field: None where it could not be told, and of artifacts of earlier releases.
+        output: what the graphs' first output means; None of artifacts of earlier releases.
 
     Raises:
         ManifestError: an entry is malformed, or entries contradict each other.
@@ -238,6 +242,7 @@ class Manifest:
     provenance: Mapping[str, str]
     files: tuple[FileEntry, ...] = ()
     receptive_field: SeenByNetwork | None = None
+    output: OutputMeaning | None = None
 
     def __post_init__(self) -> None:
         names = [entry.name for entry in self.files]

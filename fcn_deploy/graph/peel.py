@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 
+from fcn_deploy.artifact.output_meaning import Coordinates, Finish
 from fcn_deploy.graph.crop import Crop, find_crop
 from fcn_deploy.graph.scan import GraphTensor, Node, OnnxGraph
 from fcn_deploy.graph.sizes import AxisOf, Size, SizeTracer
@@ -21,10 +22,7 @@ from fcn_deploy.graph.transposed import find_bilinear_transposed
 from fcn_deploy.head.geometry import Upsampled
 from fcn_deploy.names import Array
 
-__all__ = ["Coordinates", "PeeledTail", "peel_tail"]
-
-Coordinates = Literal["half_pixel", "pytorch_half_pixel", "align_corners"]
-"""ONNX's names for how a Resize maps an output pixel to the scores, as far as the head can."""
+__all__ = ["PeeledTail", "peel_tail"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +46,23 @@ class PeeledTail:
     threshold: float
     lead: tuple[float, float] = (0.0, 0.0)
     surplus: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, scores: str, finish: Finish) -> PeeledTail:
+        """Give what a manifest says."""
+        return cls(
+            scores,
+            finish.coordinates,
+            finish.factors,
+            finish.threshold,
+            finish.lead,
+            finish.surplus,
+        )
+
+    @property
+    def finish(self) -> Finish:
+        """What a manifest says of it, beside where to stop."""
+        return Finish(self.coordinates, self.factors, self.threshold, self.lead, self.surplus)
 
     def upsampled(
         self, samples: tuple[int, int], size: tuple[int, int]

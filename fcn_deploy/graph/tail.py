@@ -44,7 +44,8 @@ class Tail:
         coordinates: the Resize's coordinate transformation, such as ``"half_pixel"`` or
             ``"align_corners"``; ``"transposed"`` of a convolution; None where nothing is enlarged.
         activation: what is applied to `scores` at full size; None where nothing is.
-        probabilities: `scores` are activated already, before they are enlarged.
+        low_activation: is applied before `scores` are enlarged, where `activation` is None; None
+            where nothing is.
         labels: how the output's class ids are made; None where the output is scores.
         threshold: that Greater compares with, after `activation`; None without it.
         tie: the class id that a pixel gets where two scores are equally good, or a score is the
@@ -59,11 +60,16 @@ class Tail:
     low_class_axis: int
     coordinates: str | None
     activation: Literal["softmax", "sigmoid"] | None
-    probabilities: bool
+    low_activation: Literal["softmax", "sigmoid"] | None
     labels: Literal["argmax", "threshold"] | None
     threshold: float | None
     tie: Literal["lower", "higher"]
     crops: tuple[Node, ...] = field(default=(), compare=False)
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether `scores` are activated already, before they are enlarged."""
+        return self.low_activation is not None
 
 
 @dataclass(slots=True)
@@ -133,7 +139,7 @@ def find_tail(graph: OnnxGraph, *, output: str | None = None) -> Tail | None:
         low_class_axis=low_axis,
         coordinates=None if resize is None else _coordinates(resize),
         activation=activation,
-        probabilities=activation is None and _walk_scores(graph, walk, squeeze=False) is not None,
+        low_activation=None if activation else _walk_scores(graph, walk, squeeze=False),
         labels=labels,
         threshold=threshold,
         tie=tie,

@@ -7,17 +7,17 @@ import os
 from dataclasses import dataclass, replace
 
 from fcn_deploy.artifact.manifest import ClassInfo, Preprocess
+from fcn_deploy.artifact.output_meaning import OutputMeaning
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.backends.base import Backend, ExecutionContext, LabellingContext
 from fcn_deploy.draw import voc_palette
 from fcn_deploy.errors import ArtifactError, BackendUnavailableError, ManifestError
-from fcn_deploy.graph.peel import PeeledTail, peel_tail
-from fcn_deploy.graph.tail import find_tail
+from fcn_deploy.graph.analyse import analyse
 from fcn_deploy.names import ColorOrder, Precision
 from fcn_deploy.opening.choose import choose_backend, choose_precision
 from fcn_deploy.opening.locate import ModelFile, locate_model
 from fcn_deploy.opening.options import OpenOptions
-from fcn_deploy.opening.output_format import OutputFormat, output_format
+from fcn_deploy.opening.output_format import OutputFormat, main_output, output_format
 from fcn_deploy.opening.tuned import kept_rows
 from fcn_deploy.preprocess import (
     InputFormat,
@@ -36,6 +36,7 @@ class OpenedModel:
 
     Attributes:
         scores_context: gives the class scores as well, where labels are made on the device.
+        bytes_per_px: that a run holds at once for each pixel, as the manifest says; None: unsaid.
     """
 
     file: ModelFile
@@ -47,6 +48,7 @@ class OpenedModel:
     input_format: InputFormat
     output_format: OutputFormat
     scores_context: ExecutionContext | None = None
+    bytes_per_px: float | None = None
 
     @property
     def shapes(self) -> ShapeRange | None:
@@ -94,10 +96,12 @@ def open_located(file: ModelFile, options: OpenOptions) -> OpenedModel:
     """Check, choose and load a file that `locate_model` found; as `open_model`."""
     file, backend, precision, reason = _choose(file, options)
     preprocess = _preprocess(file, options)
-    peeled = _peel(file) if options.peel else "it was asked for whole"
-    outputs = (peeled.scores,) if isinstance(peeled, PeeledTail) else None
+    meaning = file.declared
+    if meaning is None and file.graph is not None and len(file.graph.outputs) == 1:
+        meaning = analyse(file.graph).meaning
+    stop = meaning.stop_at if meaning is not None and options.peel else None
     context = backend.open(
-        file.source(outputs=outputs, cached=options.cache),
+        file.source(outputs=None if stop is None else (stop,), cached=options.cache),
         precision=precision,
         num_threads=options.num_threads,
         num_streams=options.num_streams,
@@ -111,7 +115,10 @@ def open_located(file: ModelFile, options: OpenOptions) -> OpenedModel:
             reason=reason,
             context=context,
             input_format=_input_format(file, context, preprocess),
-            output_format=output_format(file, context.outputs, peeled),
+            output_format=_output_format(file, options, context, meaning),
+            bytes_per_px=None
+            if meaning is None or stop != meaning.stop_at
+            else meaning.bytes_per_px,
         )
         return _label_on_device(model)
     except BaseException:
@@ -214,16 +221,18 @@ def _input_format(
     return found
 
 
-def _peel(file: ModelFile) -> PeeledTail | str:
-    """Decide whether the graph may stop at its low-resolution scores, or say why not."""
-    graph = file.graph
-    if graph is None:
-        return "only ONNX files are peeled"
-    if graph.external_files:
-        return "its weights lie in files of their own"
-    if len(graph.outputs) != 1:
-        return "it has several outputs"
-    return peel_tail(graph, find_tail(graph))
+def _output_format(
+    file: ModelFile,
+    options: OpenOptions,
+    context: ExecutionContext,
+    meaning: OutputMeaning | None,
+) -> OutputFormat:
+    names = [spec.name for spec in context.outputs]
+    confidence = "confidence" if file.manifest is not None and "confidence" in names else None
+    main = main_output(file, [spec for spec in context.outputs if spec.name != confidence])
+    if meaning is None and file.graph is not None:
+        meaning = analyse(file.graph, output=main.name).meaning
+    return output_format(file, main, meaning, peel=options.peel, confidence=confidence)
 
 
 def _label_on_device(model: OpenedModel) -> OpenedModel:

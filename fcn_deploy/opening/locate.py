@@ -11,9 +11,15 @@ from pathlib import Path
 
 from fcn_deploy.artifact.folder import Artifact, is_artifact
 from fcn_deploy.artifact.manifest import Manifest
+from fcn_deploy.artifact.output_meaning import OutputMeaning
 from fcn_deploy.artifact.plain_files import read_plain_file
 from fcn_deploy.backends.base import ModelSource
-from fcn_deploy.errors import ArtifactError, ArtifactMissingError, UntrustedArtifactError
+from fcn_deploy.errors import (
+    ArtifactError,
+    ArtifactMissingError,
+    ManifestError,
+    UntrustedArtifactError,
+)
 from fcn_deploy.graph.scan import OnnxGraph, scan_onnx
 from fcn_deploy.names import Precision
 from fcn_deploy.opening.choose import choose_plan, parse_precision
@@ -41,6 +47,26 @@ class ModelFile:
     def manifest(self) -> Manifest | None:
         """The artifact's manifest; None for a bare file."""
         return self.artifact.manifest if self.artifact is not None else None
+
+    @property
+    def declared(self) -> OutputMeaning | None:
+        """What the manifest says of the graph's output; None of bare files, plans, old artifacts.
+
+        Raises:
+            ManifestError: it names a tensor that no node of the graph makes.
+        """
+        if self.manifest is None or self.graph is None:
+            return None
+        of_file = [v.output for v in self.manifest.variants if v.file == self.path.name]
+        meaning = next(filter(None, of_file), self.manifest.output)
+        for name in () if meaning is None else meaning.tensors:
+            if self.graph.producer(name) is None:
+                raise ManifestError(
+                    f"the manifest's output names {name!r}, which no node of '{self.path.name}' "
+                    "makes.",
+                    hint="Export the model again.",
+                )
+        return meaning
 
     @cached_property
     def data(self) -> bytes:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fcn_deploy.artifact.output_meaning import OutputMeaning
 from fcn_deploy.errors import ArtifactError
 from fcn_deploy.graph.peel import PeeledTail
-from fcn_deploy.graph.tail import find_tail
 from fcn_deploy.names import TensorSpec
 from fcn_deploy.opening.locate import ModelFile
 
-__all__ = ["OutputFormat", "output_format"]
+__all__ = ["OutputFormat", "main_output", "output_format"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,40 +49,40 @@ class OutputFormat:
 
 
 def output_format(
-    file: ModelFile, specs: Sequence[TensorSpec], peeled: PeeledTail | str
+    file: ModelFile,
+    main: TensorSpec,
+    meaning: OutputMeaning | None,
+    *,
+    peel: bool,
+    confidence: str | None,
 ) -> OutputFormat:
-    """Find out what the outputs of a graph of anyone's making mean.
+    """Say what the outputs of a loaded graph mean.
 
     Args:
-        specs: the loaded network's outputs.
-        peeled: what the runtime does in place of the graph's tail, or why it does nothing.
+        main: the output to label by.
+        meaning: what is known of it; None of files that are no ONNX graphs.
+        peel: the network stops where `meaning` says, if it says so.
 
     Raises:
-        ArtifactError: none of them, or more than one, may be labels or scores of classes.
+        ArtifactError: the output is neither labels nor scores of classes.
     """
-    if isinstance(peeled, PeeledTail):
+    if meaning is None:
+        meaning = OutputMeaning("logits")
+    if peel and meaning.stop_at is not None and meaning.finish is not None:
+        peeled = PeeledTail.of(meaning.stop_at, meaning.finish)
+        if len(main.shape) != 4 or not main.dtype.startswith("float"):
+            raise ArtifactError(f"'{file.path}' gives {main} to stop at; expected float scores.")
         return OutputFormat("scores", peeled.scores, threshold=peeled.threshold, peeled=peeled)
-    outputs = {spec.name: spec for spec in specs}
-    confidence = "confidence" if file.manifest is not None and "confidence" in outputs else None
-    main = _main_output(file, [spec for spec in specs if spec.name != confidence])
-    tail = find_tail(file.graph, output=main.name) if file.graph is not None else None
-    scores, class_axis = None, 1
-    if tail is not None:
-        # a crop or a transposed convolution says more than sizes where scores lie
-        inner = None if tail.crops or tail.coordinates == "transposed" else tail.low_scores
-        scores = inner or tail.scores
-        class_axis = tail.class_axis if inner is None else tail.low_class_axis
-        if file.graph is not None and file.graph.producer(scores) is None:
-            scores = None  # the image itself, which is no output that could be asked for
+    whole = meaning.whole_because if peel else "it was asked for whole"
     found = OutputFormat(
         kind="labels" if main.dtype.startswith(("int", "uint", "bool")) else "scores",
         name=main.name,
-        class_axis=1 if tail is None else tail.class_axis,
-        threshold=0.5 if tail is not None and (tail.activation or tail.probabilities) else 0.0,
+        class_axis=meaning.class_axis,
+        threshold=meaning.score_threshold,
         confidence=confidence,
-        inner_scores=scores if scores != main.name else None,
-        inner_class_axis=class_axis,
-        not_peeled_because=peeled if tail is not None and tail.labels is not None else None,
+        inner_scores=meaning.scores,
+        inner_class_axis=meaning.scores_class_axis,
+        not_peeled_because=whole if meaning.makes_labels else None,
     )
     if found.kind == "scores" and len(main.shape) != 4:
         raise ArtifactError(
@@ -91,8 +91,12 @@ def output_format(
     return found
 
 
-def _main_output(file: ModelFile, outputs: Sequence[TensorSpec]) -> TensorSpec:
-    """Pick the output to label by: the only one, or the one with the usual name."""
+def main_output(file: ModelFile, outputs: Sequence[TensorSpec]) -> TensorSpec:
+    """Pick the output to label by: the only one, or the one with the usual name.
+
+    Raises:
+        ArtifactError: more than one may be labels or scores of classes.
+    """
     if len(outputs) == 1:
         return outputs[0]
     for name in ("labels", "out", "scores", "logits", "output"):

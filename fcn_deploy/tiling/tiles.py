@@ -269,6 +269,8 @@ class Tiling:
         return None if manifest is None else manifest.receptive_field
 
     def _bytes_per_px(self) -> int:
+        if self._model.bytes_per_px is not None:  # then small frames need no graph to be followed
+            return math.ceil(self._model.bytes_per_px)
         field = self.field
         return _USUAL_BYTES_PER_PX if isinstance(field, str) else math.ceil(field.bytes_per_px)
 

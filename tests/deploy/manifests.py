@@ -14,6 +14,7 @@ from fcn_deploy.artifact.manifest import (
     Variant,
     WorstImage,
 )
+from fcn_deploy.artifact.output_meaning import Finish, OutputMeaning
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.names import Precision
 
@@ -56,6 +57,7 @@ def example_manifest() -> Manifest:
                         worst_image=WorstImage("slice 90", 0.997),
                     ),
                 ),
+                output=OutputMeaning("sigmoid", None, 3, whole_because="it is odd"),
             ),
             Variant(
                 "model.fp16.tensorrt.plan",
@@ -77,5 +79,12 @@ def example_manifest() -> Manifest:
         ),
         receptive_field=SeenByNetwork(
             (8, 8), (3.5, 3.5), (414, 414), (211, 211), (218, 218), (32, 32), ("Softmax is wide",)
+        ),
+        output=OutputMeaning(
+            "logits",
+            stop_at="low",
+            finish=Finish("half_pixel", (8, 8), 0.0, (3.5, 3.5), (0, -8)),
+            scores="low",
+            bytes_per_px=310.5,
         ),
     )

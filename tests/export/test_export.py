@@ -28,6 +28,8 @@ from fcn_deploy.errors import (
     UnsupportedModelError,
 )
 from fcn_deploy.machine import CpuAbilities
+from fcn_deploy.graph.analyse import analyse
+from fcn_deploy.graph.scan import scan_onnx
 from fcn_deploy.names import Precision
 from fcn_deploy.segmenter import Segmenter
 from fcn_export.check.measure import runners
@@ -67,6 +69,33 @@ def labels_by_torch(network: nn.Module, frame: Any) -> Any:
     with torch.no_grad():
         scores = nn.functional.interpolate(network.eval()(x), frame.shape[:2], mode="bilinear")
     return scores.argmax(1)[0].numpy()
+
+
+def test_the_manifest_says_of_each_graph_what_its_analysis_finds(exported: ExportReport) -> None:
+    artifact = Artifact.open(exported.path)
+    manifest = artifact.manifest
+
+    assert manifest.output is not None
+    assert (manifest.output.activation, manifest.output.threshold) == ("logits", 0.5)
+    assert manifest.output.stop_at == "network_scores"
+    assert {variant.precision for variant in manifest.variants} == {Precision.FP32, Precision.FP16}
+    for variant in manifest.variants:
+        found = analyse(scan_onnx(artifact.read(variant.file)))
+        assert (variant.output or manifest.output) == found.measured()
+        assert found.receptive_field() == manifest.receptive_field
+
+
+@pytest.mark.parametrize("head", ["scores", "confidence"])
+def test_a_graph_that_cannot_be_stopped_says_so_in_the_manifest(tmp_path: Path, head: str) -> None:
+    options = request(head=head, precisions=("fp32",))
+    report = export_model(seeded(HalfResolution), tmp_path / "m.fcn", request=options)
+
+    output = Artifact.open(report.path).manifest.output
+
+    assert output is not None
+    assert (output.activation, output.stop_at, output.finish) == ("logits", None, None)
+    assert output.scores == "network_scores"
+    assert output.whole_because == (None if head == "scores" else "it has several outputs")
 
 
 def test_the_artifact_runs_and_gives_pytorchs_labels(exported: ExportReport) -> None:

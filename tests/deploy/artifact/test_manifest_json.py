@@ -36,7 +36,7 @@ def test_equal_manifests_are_equal_bytes() -> None:
 def test_the_keys_are_those_of_the_format() -> None:
     assert set(document()) == {
         "format_version", "files", "inputs", "outputs", "shapes", "preprocess", "classes",
-        "variants", "source", "provenance", "receptive_field",
+        "variants", "source", "provenance", "receptive_field", "output",
     }  # fmt: skip
     assert set(document()["shapes"]) == {"min", "opt", "max", "multiple_of"}
 
@@ -64,6 +64,68 @@ def test_an_artifact_may_say_nothing_of_the_receptive_field(said: dict[str, None
 def test_a_malformed_receptive_field_is_refused(change: dict[str, Any], message: str) -> None:
     broken = document()
     broken["receptive_field"] |= change
+
+    with pytest.raises(ManifestError, match=message):
+        manifest_from_json(json.dumps(broken).encode())
+
+
+def test_the_keys_of_an_output_are_those_of_the_format() -> None:
+    output = document()["output"]
+
+    assert set(output) >= {"activation", "threshold", "class_axis", "stop_at", "finish"}
+    assert set(output["finish"]) == {"coordinates", "factors", "threshold", "lead", "surplus"}
+
+
+@pytest.mark.parametrize("said", [{}, {"output": None}])
+def test_an_artifact_may_say_nothing_of_its_output(said: dict[str, None]) -> None:
+    earlier = document()
+    del earlier["output"], earlier["variants"][0]["output"]
+
+    manifest = manifest_from_json(json.dumps({**earlier, **said}).encode())
+
+    assert (manifest.output, manifest.variants[0].output) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"activation": "tanh"}, "output.activation is 'tanh'; expected logits, sigmoid"),
+        ({"class_axis": 2}, "output.class_axis is 2; expected 1, 3"),
+        ({"class_axis": True}, "manifest.output.class_axis is bool 'True'; expected int"),
+        ({"scores_class_axis": 0}, "output.scores_class_axis is 0; expected 1, 3"),
+        ({"threshold": "half"}, "manifest.output.threshold is str 'half'; expected float"),
+        ({"stop_at": 3}, "manifest.output.stop_at is int '3'; expected str"),
+        ({"stop_at": None}, "are not given both, or neither"),
+        ({"finish": None}, "are not given both, or neither"),
+        ({"finish": "labels"}, "manifest.output.finish is str 'labels'; expected dict"),
+        ({"bytes_per_px": 0}, "output.bytes_per_px is 0.0; expected above 0"),
+        ({"bytes_per_px": 1e300}, "at most 536870912"),
+    ],
+)
+def test_a_malformed_output_is_refused(change: dict[str, Any], message: str) -> None:
+    broken = document()
+    broken["output"] |= change
+
+    with pytest.raises(ManifestError, match=message):
+        manifest_from_json(json.dumps(broken).encode())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"coordinates": "cubic"}, "finish.coordinates is 'cubic'; expected half_pixel"),
+        ({"factors": [8]}, "expected height and width each"),
+        ({"factors": [8, 0]}, "expected 1 or more"),
+        ({"factors": [8, 1 << 40]}, "expected at most 65536 px"),
+        ({"factors": [8, 0.5]}, r"finish.factors.1 is float '0.5'; expected int"),
+        ({"threshold": None}, "finish.threshold is null; expected float"),
+        ({"lead": [0.0, 1e9]}, "expected at most 65536 px"),
+        ({"surplus": [0, 0, 0]}, "expected height and width each"),
+    ],
+)
+def test_a_malformed_finish_is_refused(change: dict[str, Any], message: str) -> None:
+    broken = document()
+    broken["output"]["finish"] |= change
 
     with pytest.raises(ManifestError, match=message):
         manifest_from_json(json.dumps(broken).encode())

@@ -37,7 +37,7 @@ def test_labels_by_argmax_lead_to_the_scores_before_the_resize() -> None:
         low_class_axis=1,
         coordinates="half_pixel",
         activation=None,
-        probabilities=False,
+        low_activation=None,
         labels="argmax",
         threshold=None,
         tie="lower",

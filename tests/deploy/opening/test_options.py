@@ -17,7 +17,7 @@ def test_the_network_that_scores_load_has_the_same_threads_and_streams(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = record_openings(monkeypatch)
-    how = {"num_threads": 1, "num_streams": 2}
+    how: dict[str, Any] = {"num_threads": 1, "num_streams": 2}
 
     with Segmenter.open(
         write_artifact(tmp_path), backend="onnxruntime", peel=False, **how

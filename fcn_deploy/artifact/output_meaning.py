@@ -1,0 +1,161 @@
+"""What a graph's output means, and where a runtime may stop: the manifest's account of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast, get_args
+
+from fcn_deploy.artifact.strict_json import JsonObject
+from fcn_deploy.errors import ManifestError
+
+__all__ = [
+    "Activation",
+    "Coordinates",
+    "Finish",
+    "OutputMeaning",
+    "meaning_from_json",
+    "meaning_to_json",
+]
+
+Activation = Literal["logits", "sigmoid", "softmax", "ids"]
+"""What scores are; ``"ids"`` of labels whose scores are not known."""
+
+Coordinates = Literal["half_pixel", "pytorch_half_pixel", "align_corners"]
+"""ONNX's names for how a Resize maps an output pixel to the scores, as far as the head can."""
+
+_MOST_PX = 1 << 16
+_MOST_BYTES_PER_PX = 1 << 29
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What a runtime does with the scores that it stopped at; the fields are `PeeledTail`'s.
+
+    Raises:
+        ManifestError: a field is none of its choices.
+    """
+
+    coordinates: Coordinates
+    factors: tuple[int, int] | None
+    threshold: float
+    lead: tuple[float, float] = (0.0, 0.0)
+    surplus: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        _check_choice("output.finish.coordinates", self.coordinates, get_args(Coordinates))
+        pairs: list[Sequence[float]] = [self.lead, self.surplus]
+        pairs += [] if self.factors is None else [self.factors]
+        if any(len(pair) != 2 for pair in pairs):
+            raise ManifestError(f"output.finish is {self}; expected height and width each.")
+        if self.factors is not None and min(self.factors) < 1:
+            raise ManifestError(f"output.finish.factors is {self.factors}; expected 1 or more.")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputMeaning:
+    """What the output of a graph means.
+
+    Attributes:
+        activation: of the output where it is scores; else of the scores that it is made of.
+        threshold: probability above which a single class is there; None where it is not known.
+        class_axis: of an output of scores: 1 for [N, C, H, W], 3 for [N, H, W, C].
+        stop_at: the tensor of scores [N, C, h, w] at which a runtime may stop; None: it may not.
+        finish: how it makes the labels then.
+        scores: the tensor that holds the class scores before upsampling, for who runs the whole
+            graph; None where it is the output itself, or not known.
+        scores_class_axis: of that tensor.
+        whole_because: why a runtime may not stop before the graph's own labels, a phrase; None
+            where it may, or where the graph does not make labels of scores.
+        bytes_per_px: that a run up to `stop_at`, or of the whole graph without it, holds at once
+            for each pixel of the image; None where it could not be told.
+
+    Raises:
+        ManifestError: a field is none of its choices, or contradicts another.
+    """
+
+    activation: Activation
+    threshold: float | None = 0.5
+    class_axis: int = 1
+    stop_at: str | None = None
+    finish: Finish | None = None
+    scores: str | None = None
+    scores_class_axis: int = 1
+    whole_because: str | None = None
+    bytes_per_px: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("output.activation", self.activation, get_args(Activation))
+        _check_choice("output.class_axis", self.class_axis, (1, 3))
+        _check_choice("output.scores_class_axis", self.scores_class_axis, (1, 3))
+        if (self.stop_at is None) != (self.finish is None):
+            raise ManifestError("output.stop_at and output.finish are not given both, or neither.")
+        if self.bytes_per_px is not None and not 0 < self.bytes_per_px <= _MOST_BYTES_PER_PX:
+            raise ManifestError(
+                f"output.bytes_per_px is {self.bytes_per_px}; "
+                f"expected above 0, at most {_MOST_BYTES_PER_PX}."
+            )
+
+    @property
+    def score_threshold(self) -> float:
+        """What an output of scores of a single class must exceed."""
+        if self.activation in ("sigmoid", "softmax") and self.threshold is not None:
+            return self.threshold
+        return 0.0
+
+    @property
+    def makes_labels(self) -> bool:
+        """Whether the graph is known to make its labels of scores."""
+        return self.stop_at is not None or self.whole_because is not None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Give the names that must be in the graph."""
+        return tuple(name for name in (self.stop_at, self.scores) if name is not None)
+
+
+def meaning_to_json(meaning: OutputMeaning | None) -> dict[str, Any] | None:
+    """Give the entry of a manifest."""
+    return None if meaning is None else asdict(meaning)
+
+
+def meaning_from_json(owner: JsonObject) -> OutputMeaning | None:
+    """Read the entry `output` of a manifest or of a variant; None where it says none.
+
+    Raises:
+        ManifestError: it is of another form.
+    """
+    if owner.get("output", dict, default=None) is None:
+        return None
+    node = owner.child("output")
+    finish = node.get("finish", dict, default=None)
+    return OutputMeaning(
+        activation=cast(Activation, node.text("activation")),
+        threshold=node.get("threshold", float, default=None),
+        class_axis=node.get("class_axis", int),
+        stop_at=node.optional_text("stop_at"),
+        finish=None if finish is None else _finish_from_json(node.child("finish")),
+        scores=node.optional_text("scores"),
+        scores_class_axis=node.get("scores_class_axis", int, default=1),
+        whole_because=node.optional_text("whole_because"),
+        bytes_per_px=node.get("bytes_per_px", float, default=None),
+    )
+
+
+def _finish_from_json(node: JsonObject) -> Finish:
+    whole_image = node.get("factors", list, default=None) is None
+    finish = Finish(
+        coordinates=cast(Coordinates, node.text("coordinates")),
+        factors=None if whole_image else cast("tuple[int, int]", node.items("factors", int)),
+        threshold=node.get("threshold", float),
+        lead=cast("tuple[float, float]", node.items("lead", float)),
+        surplus=cast("tuple[int, int]", node.items("surplus", int)),
+    )
+    if any(abs(px) > _MOST_PX for px in (*(finish.factors or ()), *finish.lead, *finish.surplus)):
+        raise ManifestError(f"{node.where} is {finish}; expected at most {_MOST_PX} px.")
+    return finish
+
+
+def _check_choice(where: str, value: object, known: Sequence[object]) -> None:
+    if value not in known:
+        raise ManifestError(f"{where} is {value!r}; expected {', '.join(map(str, known))}.")
