@@ -16,7 +16,6 @@ from fcn_deploy.errors import ShapeError
 from fcn_deploy.names import Array, NetworkColor
 from fcn_deploy.opening.load import OpenedModel, open_model
 from fcn_deploy.opening.options import OpenOptions
-from fcn_deploy.opening.output_reader import OutputReader
 from fcn_deploy.opening.scores_network import ScoresNetwork
 from fcn_deploy.preprocess import check_frame, pad_frame
 from fcn_deploy.segmentation import Segmentation
@@ -53,10 +52,8 @@ class Segmenter(ContextManaged):
         self.num_streams = model.options.num_streams
         self.reason = model.reason
         self.manifest: Manifest | None = model.file.manifest
-        self._reader = OutputReader(
-            self.path.name, model.output_format, model.shapes, model.classes
-        )
-        self.tiling = Tiling(model, model.shapes, tile_pixels=model.options.tile_pixels)
+        self._reader = model.reader
+        self.tiling = Tiling(model, model.file.shapes, tile_pixels=model.options.tile_pixels)
 
     @classmethod
     def open(
@@ -133,26 +130,17 @@ class Segmenter(ContextManaged):
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
         """Name and colour of each class id; empty where a bare graph does not say how many."""
-        return self._model.classes
+        return self._reader.classes
 
     @property
     def head(self) -> str:
         """Where scores become labels: in the graph, or in the runtime, peeled or added; and why."""
-        form = self._model.output_format
-        if form.peeled is not None:
-            return f"in the runtime, peeled from the graph at '{form.name}'"
-        if form.on_device:
-            return f"on the GPU, of the scores '{form.inner_scores}' that the plan ends in"
-        if form.kind == "scores":
-            why = form.not_on_device_because
-            return f"in the runtime, as the graph ends in scores{f': {why}' if why else ''}"
-        why = form.not_peeled_because
-        return "in the graph" if why is None else f"in the graph, as {why}"
+        return self._reader.head
 
     @property
     def shapes(self) -> ShapeRange | None:
         """Shapes that the artifact was verified for; None for a bare graph."""
-        return self._model.shapes
+        return self._model.file.shapes
 
     def __call__(self, frame_bgr: Array, *, scores: bool = False) -> Segmentation:
         """Segment one frame.

@@ -6,18 +6,15 @@ import logging
 import os
 from dataclasses import dataclass, replace
 
-from fcn_deploy.artifact.manifest import ClassInfo, Preprocess
-from fcn_deploy.artifact.output_meaning import OutputMeaning
-from fcn_deploy.artifact.shape_range import ShapeRange
+from fcn_deploy.artifact.manifest import Preprocess
 from fcn_deploy.backends.base import Backend, ExecutionContext, LabellingContext
-from fcn_deploy.draw import voc_palette
 from fcn_deploy.errors import ArtifactError, BackendUnavailableError, ManifestError
-from fcn_deploy.graph.analyse import analyse
 from fcn_deploy.names import ColorOrder, Precision
 from fcn_deploy.opening.choose import choose_backend, choose_precision
+from fcn_deploy.opening.choose_reader import choose_reader
 from fcn_deploy.opening.locate import ModelFile, locate_model
 from fcn_deploy.opening.options import OpenOptions
-from fcn_deploy.opening.output_format import OutputFormat, main_output, output_format
+from fcn_deploy.opening.readers import LabelsReader, OutputReader, ScoresReader
 from fcn_deploy.opening.tuned import kept_rows
 from fcn_deploy.preprocess import (
     InputFormat,
@@ -46,37 +43,9 @@ class OpenedModel:
     reason: str
     context: ExecutionContext
     input_format: InputFormat
-    output_format: OutputFormat
+    reader: OutputReader
     scores_context: ExecutionContext | None = None
     bytes_per_px: float | None = None
-
-    @property
-    def shapes(self) -> ShapeRange | None:
-        """Shapes that the artifact was verified for; None for a bare graph."""
-        manifest = self.file.manifest
-        return None if manifest is None else manifest.shapes
-
-    @property
-    def classes(self) -> tuple[ClassInfo, ...]:
-        """Name and colour of each class id; empty where a bare graph does not say how many."""
-        if self.file.manifest is not None:
-            return self.file.manifest.classes
-        count = self._channels() or 0
-        names = range(2 if count == 1 else count)
-        return tuple(
-            ClassInfo(str(label), color)
-            for label, color in zip(names, voc_palette(len(names)), strict=True)
-        )
-
-    def _channels(self) -> int | None:
-        form, context = self.output_format, self.context
-        name = form.name
-        if form.kind != "scores":
-            if self.scores_context is None or form.inner_scores is None:
-                return None
-            name, context = form.inner_scores, self.scores_context
-        spec = next(spec for spec in context.outputs if spec.name == name)
-        return spec.shape[form.class_axis]
 
 
 def open_model(path: str | os.PathLike[str], options: OpenOptions) -> OpenedModel:
@@ -96,9 +65,7 @@ def open_located(file: ModelFile, options: OpenOptions) -> OpenedModel:
     """Check, choose and load a file that `locate_model` found; as `open_model`."""
     file, backend, precision, reason = _choose(file, options)
     preprocess = _preprocess(file, options)
-    meaning = file.declared
-    if meaning is None and file.graph is not None and len(file.graph.outputs) == 1:
-        meaning = analyse(file.graph).meaning
+    meaning = file.meaning()
     stop = meaning.stop_at if meaning is not None and options.peel else None
     context = backend.open(
         file.source(outputs=None if stop is None else (stop,), cached=options.cache),
@@ -115,7 +82,7 @@ def open_located(file: ModelFile, options: OpenOptions) -> OpenedModel:
             reason=reason,
             context=context,
             input_format=_input_format(file, context, preprocess),
-            output_format=_output_format(file, options, context, meaning),
+            reader=choose_reader(file, context.outputs, meaning, peel=options.peel),
             bytes_per_px=None
             if meaning is None or stop != meaning.stop_at
             else meaning.bytes_per_px,
@@ -221,28 +188,14 @@ def _input_format(
     return found
 
 
-def _output_format(
-    file: ModelFile,
-    options: OpenOptions,
-    context: ExecutionContext,
-    meaning: OutputMeaning | None,
-) -> OutputFormat:
-    names = [spec.name for spec in context.outputs]
-    confidence = "confidence" if file.manifest is not None and "confidence" in names else None
-    main = main_output(file, [spec for spec in context.outputs if spec.name != confidence])
-    if meaning is None and file.graph is not None:
-        meaning = analyse(file.graph, output=main.name).meaning
-    return output_format(file, main, meaning, peel=options.peel, confidence=confidence)
-
-
 def _label_on_device(model: OpenedModel) -> OpenedModel:
     """Let the device that has the scores make the labels of them, where it can."""
-    context, form = model.context, model.output_format
-    if not isinstance(context, LabellingContext) or form.kind != "scores":
+    context, reader = model.context, model.reader
+    if not isinstance(context, LabellingContext) or not isinstance(reader, ScoresReader):
         return model
-    (scores,) = (spec for spec in context.outputs if spec.name == form.name)
+    (scores,) = (spec for spec in context.outputs if spec.name == reader.output)
     layout = model.input_format.layout
-    axes, threshold = (layout.index("H"), layout.index("W")), form.threshold
+    axes, threshold = (layout.index("H"), layout.index("W")), reader.threshold
     problem = None if scores.dtype == "float32" else f"they are {scores.dtype}"
     try:
         if problem is None:
@@ -254,13 +207,14 @@ def _label_on_device(model: OpenedModel) -> OpenedModel:
         problem = str(error)
     if problem is not None:
         _log.warning("The scores of '%s' are labelled on the CPU: %s", model.file.path, problem)
-        return replace(model, output_format=replace(form, not_on_device_because=problem))
-    made = replace(
-        form,
-        kind="labels",
-        name=labels.outputs[0].name,
-        inner_scores=scores.name,
-        inner_class_axis=form.class_axis,
-        on_device=True,
+        return replace(model, reader=replace(reader, head=f"{reader.head}: {problem}"))
+    made = LabelsReader(
+        file=reader.file,
+        output=labels.outputs[0].name,
+        head=f"on the GPU, of the scores '{scores.name}' that the plan ends in",
+        shapes=reader.shapes,
+        classes=reader.classes,
+        scores=scores.name,
+        scores_axis=reader.class_axis,
     )
-    return replace(model, context=labels, scores_context=with_scores, output_format=made)
+    return replace(model, context=labels, scores_context=with_scores, reader=made)

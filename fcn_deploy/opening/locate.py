@@ -13,6 +13,7 @@ from fcn_deploy.artifact.folder import Artifact, is_artifact
 from fcn_deploy.artifact.manifest import Manifest
 from fcn_deploy.artifact.output_meaning import OutputMeaning
 from fcn_deploy.artifact.plain_files import read_plain_file
+from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.backends.base import ModelSource
 from fcn_deploy.errors import (
     ArtifactError,
@@ -20,6 +21,7 @@ from fcn_deploy.errors import (
     ManifestError,
     UntrustedArtifactError,
 )
+from fcn_deploy.graph.analyse import analyse
 from fcn_deploy.graph.scan import OnnxGraph, scan_onnx
 from fcn_deploy.names import Precision
 from fcn_deploy.opening.choose import choose_plan, parse_precision
@@ -49,24 +51,41 @@ class ModelFile:
         return self.artifact.manifest if self.artifact is not None else None
 
     @property
-    def declared(self) -> OutputMeaning | None:
-        """What the manifest says of the graph's output; None of bare files, plans, old artifacts.
+    def shapes(self) -> ShapeRange | None:
+        """Shapes that the artifact was verified for; None for a bare file."""
+        return None if self.manifest is None else self.manifest.shapes
+
+    def meaning(self, output: str | None = None) -> OutputMeaning | None:
+        """Say what the graph's output means: by the manifest, or where that is silent by analysis.
+
+        Args:
+            output: which; None means the only one.
+
+        Returns:
+            None of what is no ONNX graph, and of a bare graph with several outputs, none named.
 
         Raises:
-            ManifestError: it names a tensor that no node of the graph makes.
+            ManifestError: the manifest names a tensor that no node of the graph makes.
         """
-        if self.manifest is None or self.graph is None:
+        if self.graph is None:
             return None
-        of_file = [v.output for v in self.manifest.variants if v.file == self.path.name]
-        meaning = next(filter(None, of_file), self.manifest.output)
-        for name in () if meaning is None else meaning.tensors:
+        said = self._said()
+        for name in () if said is None else said.tensors:
             if self.graph.producer(name) is None:
                 raise ManifestError(
                     f"the manifest's output names {name!r}, which no node of '{self.path.name}' "
                     "makes.",
                     hint="Export the model again.",
                 )
-        return meaning
+        if said is not None or (output is None and len(self.graph.outputs) != 1):
+            return said
+        return analyse(self.graph, output=output).meaning
+
+    def _said(self) -> OutputMeaning | None:
+        if self.manifest is None:
+            return None
+        of_file = [v.output for v in self.manifest.variants if v.file == self.path.name]
+        return next(filter(None, of_file), self.manifest.output)
 
     @cached_property
     def data(self) -> bytes:

@@ -28,19 +28,19 @@ class ScoresNetwork:
         Raises:
             ArtifactError: the scores were not found, or the file opens with its own outputs only.
         """
-        model, form = self._model, self._model.output_format
+        model, scores = self._model, self._model.reader.scores
         if model.scores_context is not None:
             return model.scores_context
-        if form.inner_scores is None and form.kind == "scores":
+        if any(spec.name == scores for spec in model.context.outputs):
             return model.context
-        if form.inner_scores is None or model.file.source().data is None:
+        if scores is None or model.file.source().data is None:
             raise ArtifactError(
                 f"the class scores were not found in '{model.file.path}'.",
                 hint="Export the model again with --head scores.",
             )
         with self._lock:
             if self._loaded is None:
-                wanted = [*(spec.name for spec in model.context.outputs), form.inner_scores]
+                wanted = [*(spec.name for spec in model.context.outputs), scores]
                 source = model.file.source(outputs=wanted)
                 self._loaded = model.backend.open(
                     source,

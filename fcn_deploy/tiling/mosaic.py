@@ -14,7 +14,7 @@ from fcn_deploy.graph.receptive_field import Span
 from fcn_deploy.head.geometry import Upsampled
 from fcn_deploy.head.part import AxisPart, upsample_argmax_part
 from fcn_deploy.names import Array
-from fcn_deploy.opening.output_format import OutputFormat
+from fcn_deploy.opening.readers import OutputReader, ScoresReader
 from fcn_deploy.preprocess import pad_frame
 from fcn_deploy.segmentation import Segmentation
 from fcn_deploy.tiling.layout import Cut, whole_samples
@@ -73,7 +73,7 @@ def segment_tiles(
     network: NetworkRun,
     frames_bgr: Sequence[Array],
     plan: TileLayout,
-    form: OutputFormat,
+    reader: OutputReader,
     grid: ScoreGrid | None,
 ) -> list[Segmentation]:
     """Segment frames of one size tile by tile.
@@ -89,9 +89,9 @@ def segment_tiles(
     for row, column in plan:
         tiles = [_tile(frame, row, column) for frame in frames_bgr]
         outputs = network.execute(network.prepare(tiles), scores=grid is not None)
-        if plan.upsampled is not None:
+        if plan.upsampled is not None and isinstance(reader, ScoresReader):
             mosaic.put(
-                "labels", _label_part(outputs, plan.upsampled, form, row, column), row, column
+                "labels", _label_part(outputs, plan.upsampled, reader, row, column), row, column
             )
         else:
             _put_results(mosaic, network.finish(outputs, tiles), row, column)
@@ -119,12 +119,12 @@ def _tile(frame: Array, row: Cut, column: Cut) -> Array:
 def _label_part(
     outputs: Mapping[str, Array],
     upsampled: tuple[Upsampled, Upsampled],
-    form: OutputFormat,
+    reader: ScoresReader,
     row: Cut,
     column: Cut,
 ) -> Array:
     """Give the labels [N, h, w] that a tile is responsible for, of its own scores."""
-    scores = np.moveaxis(outputs[form.name], form.class_axis, 1)  # [N, C, h, w]
+    scores = reader.low_scores(outputs)
     parts = []
     for axis, (cut, whole) in enumerate(zip((row, column), upsampled, strict=True), start=2):
         first = cut.first_sample
@@ -136,7 +136,7 @@ def _label_part(
                 hint="Run frames of this size whole, with a larger tile_pixels.",
             )
         parts.append(part)
-    return upsample_argmax_part(scores, *parts, threshold=form.threshold)
+    return upsample_argmax_part(scores, *parts, threshold=reader.threshold)
 
 
 def _put_results(mosaic: _Mosaic, results: Sequence[Segmentation], row: Cut, column: Cut) -> None:

@@ -15,11 +15,12 @@ from fractions import Fraction
 
 from fcn_deploy.artifact.manifest import SeenByNetwork
 from fcn_deploy.artifact.shape_range import ShapeRange
-from fcn_deploy.errors import ExecutionError, FrameTooLargeError
+from fcn_deploy.errors import FrameTooLargeError
 from fcn_deploy.graph.receptive_field import ReceptiveField, Span, find_receptive_field
 from fcn_deploy.head.geometry import Upsampled
 from fcn_deploy.names import Array
 from fcn_deploy.opening.load import OpenedModel
+from fcn_deploy.opening.readers import LabelsReader, ScoresReader
 from fcn_deploy.segmentation import Segmentation
 from fcn_deploy.tiling.layout import LabelAxis, least_tile_px, plan_axis, tile_sides
 from fcn_deploy.tiling.mosaic import NetworkRun, ScoreGrid, TileLayout, segment_tiles
@@ -63,7 +64,7 @@ class Tiling:
     @property
     def field(self) -> ReceptiveField | str:
         """What a sample of the network's output depends on, or why that cannot be told."""
-        return self._field_of(self._model.output_format.name)
+        return self._field_of(self._model.reader.output)
 
     @property
     def exact(self) -> bool:
@@ -116,10 +117,8 @@ class Tiling:
     @property
     def joins_scores(self) -> bool:
         """Whether the class scores of tiles can be joined."""
-        form = self._model.output_format
-        if form.kind == "labels" and form.inner_scores is None:
-            return False
-        return isinstance(self._field_of(form.inner_scores or form.name), ReceptiveField)
+        scores = self._model.reader.scores
+        return scores is not None and isinstance(self._field_of(scores), ReceptiveField)
 
     def is_needed(self, size: tuple[int, int]) -> bool:
         """Say whether frames of (height, width) px are cut."""
@@ -167,7 +166,7 @@ class Tiling:
         plan = self._plan(size, tile_pixels or self.tile_pixels)
         grid = self._score_grid(plan.padded) if scores else None
         self._warn(size)
-        return segment_tiles(network, frames_bgr, plan, self._model.output_format, grid)
+        return segment_tiles(network, frames_bgr, plan, self._model.reader, grid)
 
     def _plan(self, size: tuple[int, int], tile_pixels: int) -> TileLayout:
         padded = self._padded(size)
@@ -214,25 +213,14 @@ class Tiling:
         self, size: tuple[int, int], padded: tuple[int, int]
     ) -> tuple[Upsampled, Upsampled] | None:
         """Give the upsampling that the runtime does, along both axes."""
-        form, field = self._model.output_format, self._usable_field()
-        if form.kind == "labels" or field is None:
+        reader, field = self._model.reader, self._usable_field()
+        if not isinstance(reader, ScoresReader) or field is None:
             return None
-        samples = field.samples_at(padded)
-        if form.peeled is None:
-            if self._shapes is not None:  # an artifact's scores are of the padded frame's size
-                samples = min(samples[0], size[0]), min(samples[1], size[1])
-            return Upsampled(samples[0], size[0]), Upsampled(samples[1], size[1])
-        both = form.peeled.upsampled(samples, padded)
-        if both[0].size < size[0] or both[1].size < size[1]:
-            raise ExecutionError(
-                f"'{self._model.file.path.name}' gives labels {both[0].size}x{both[1].size} for "
-                f"frames of {size[0]}x{size[1]}."
-            )
-        return both
+        return reader.upsampled(field.samples_at(padded), size)
 
     def _score_grid(self, padded: tuple[int, int]) -> ScoreGrid:
-        form = self._model.output_format
-        field = self._field_of(form.inner_scores or form.name)
+        reader = self._model.reader
+        field = self._field_of(reader.scores or reader.output)
         if isinstance(field, str) or not self.joins_scores:
             raise FrameTooLargeError(
                 f"a frame of {padded[0]}x{padded[1]} is segmented in tiles; the scores of "
@@ -256,9 +244,8 @@ class Tiling:
         field = self.field
         if isinstance(field, str):
             return None
-        if self._model.output_format.kind == "labels" and any(
-            stride != 1 for stride in field.stride
-        ):
+        reads_labels = isinstance(self._model.reader, LabelsReader)
+        if reads_labels and any(stride != 1 for stride in field.stride):
             return None
         return field
 

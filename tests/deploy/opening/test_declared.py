@@ -22,7 +22,7 @@ from tests.deploy.artifacts import frame, write_artifact, write_graph
 from tests.deploy.graphs import segmentation_graph
 
 ANALYSES = [
-    "fcn_deploy.opening.load.analyse",
+    "fcn_deploy.opening.locate.analyse",
     "fcn_deploy.graph.analyse.find_tail",
     "fcn_deploy.graph.analyse.peel_tail",
     "fcn_deploy.graph.analyse.find_receptive_field",

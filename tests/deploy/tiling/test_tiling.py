@@ -14,7 +14,7 @@ from fcn_deploy.names import Precision
 from fcn_deploy.opening.load import OpenedModel
 from fcn_deploy.opening.locate import ModelFile
 from fcn_deploy.opening.options import OpenOptions
-from fcn_deploy.opening.output_format import OutputFormat
+from fcn_deploy.opening.readers import LabelsReader
 from fcn_deploy.tiling.tiles import Tiling
 from tests.deploy.manifests import example_manifest
 
@@ -32,7 +32,7 @@ def tiling_of_a_plan(folder: Path, seen: SeenByNetwork | None) -> Tiling:
         reason="",
         context=unused,
         input_format=unused,
-        output_format=OutputFormat("labels", "labels"),
+        reader=LabelsReader(file="model.plan", output="labels", head="in the graph"),
     )
     return Tiling(model, None)
 
