@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass
+from typing import Literal
 
-from fcn_deploy.artifact.strict_json import JsonObject
 from fcn_deploy.errors import ManifestError
 
 __all__ = [
     "Activation",
+    "ClassAxis",
     "Coordinates",
     "Finish",
     "OutputMeaning",
-    "meaning_from_json",
-    "meaning_to_json",
 ]
 
 Activation = Literal["logits", "sigmoid", "softmax", "ids"]
 """What scores are; ``"ids"`` of labels whose scores are not known."""
+
+ClassAxis = Literal[1, 3]
+"""Of scores [N, C, h, w] and [N, h, w, C]."""
 
 Coordinates = Literal["half_pixel", "pytorch_half_pixel", "align_corners"]
 """ONNX's names for how a Resize maps an output pixel to the scores, as far as the head can."""
@@ -43,13 +44,12 @@ class Finish:
     surplus: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        _check_choice("output.finish.coordinates", self.coordinates, get_args(Coordinates))
         pairs: list[Sequence[float]] = [self.lead, self.surplus]
         pairs += [] if self.factors is None else [self.factors]
-        if any(len(pair) != 2 for pair in pairs):
-            raise ManifestError(f"output.finish is {self}; expected height and width each.")
         if self.factors is not None and min(self.factors) < 1:
             raise ManifestError(f"output.finish.factors is {self.factors}; expected 1 or more.")
+        if any(abs(px) > _MOST_PX for pair in pairs for px in pair):
+            raise ManifestError(f"output.finish is {self}; expected at most {_MOST_PX} px.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +76,15 @@ class OutputMeaning:
 
     activation: Activation
     threshold: float | None = 0.5
-    class_axis: int = 1
+    class_axis: ClassAxis = 1
     stop_at: str | None = None
     finish: Finish | None = None
     scores: str | None = None
-    scores_class_axis: int = 1
+    scores_class_axis: ClassAxis = 1
     whole_because: str | None = None
     bytes_per_px: float | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("output.activation", self.activation, get_args(Activation))
-        _check_choice("output.class_axis", self.class_axis, (1, 3))
-        _check_choice("output.scores_class_axis", self.scores_class_axis, (1, 3))
         if (self.stop_at is None) != (self.finish is None):
             raise ManifestError("output.stop_at and output.finish are not given both, or neither.")
         if self.bytes_per_px is not None and not 0 < self.bytes_per_px <= _MOST_BYTES_PER_PX:
@@ -112,50 +109,3 @@ class OutputMeaning:
     def tensors(self) -> tuple[str, ...]:
         """Give the names that must be in the graph."""
         return tuple(name for name in (self.stop_at, self.scores) if name is not None)
-
-
-def meaning_to_json(meaning: OutputMeaning | None) -> dict[str, Any] | None:
-    """Give the entry of a manifest."""
-    return None if meaning is None else asdict(meaning)
-
-
-def meaning_from_json(owner: JsonObject) -> OutputMeaning | None:
-    """Read the entry `output` of a manifest or of a variant; None where it says none.
-
-    Raises:
-        ManifestError: it is of another form.
-    """
-    if owner.get("output", dict, default=None) is None:
-        return None
-    node = owner.child("output")
-    finish = node.get("finish", dict, default=None)
-    return OutputMeaning(
-        activation=cast(Activation, node.text("activation")),
-        threshold=node.get("threshold", float, default=None),
-        class_axis=node.get("class_axis", int),
-        stop_at=node.optional_text("stop_at"),
-        finish=None if finish is None else _finish_from_json(node.child("finish")),
-        scores=node.optional_text("scores"),
-        scores_class_axis=node.get("scores_class_axis", int, default=1),
-        whole_because=node.optional_text("whole_because"),
-        bytes_per_px=node.get("bytes_per_px", float, default=None),
-    )
-
-
-def _finish_from_json(node: JsonObject) -> Finish:
-    whole_image = node.get("factors", list, default=None) is None
-    finish = Finish(
-        coordinates=cast(Coordinates, node.text("coordinates")),
-        factors=None if whole_image else cast("tuple[int, int]", node.items("factors", int)),
-        threshold=node.get("threshold", float),
-        lead=cast("tuple[float, float]", node.items("lead", float)),
-        surplus=cast("tuple[int, int]", node.items("surplus", int)),
-    )
-    if any(abs(px) > _MOST_PX for px in (*(finish.factors or ()), *finish.lead, *finish.surplus)):
-        raise ManifestError(f"{node.where} is {finish}; expected at most {_MOST_PX} px.")
-    return finish
-
-
-def _check_choice(where: str, value: object, known: Sequence[object]) -> None:
-    if value not in known:
-        raise ManifestError(f"{where} is {value!r}; expected {', '.join(map(str, known))}.")

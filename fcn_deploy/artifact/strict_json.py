@@ -34,7 +34,7 @@ def read_strict(content: bytes, kind: type[T], *, where: str, max_bytes: int) ->
         problem, _, path = str(error).partition(" - at `$")
         path = path.rstrip("`")
         if problem.startswith("Invalid enum value"):
-            problem = f"Expected {', '.join(_choices(inspect.type_info(kind), path))}"
+            problem = f"Expected {', '.join(map(str, _choices(inspect.type_info(kind), path)))}"
         for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path.partition("[...]")[0]):
             document = document[key or int(index)]
         at = f" at '{path.lstrip('.')}'" if path else ""
@@ -44,9 +44,11 @@ def read_strict(content: bytes, kind: type[T], *, where: str, max_bytes: int) ->
         raise ManifestError(f"{where} is not JSON: {error}.") from error
 
 
-def _choices(kind: Any, path: str) -> list[str]:
+def _choices(kind: Any, path: str) -> list[str | int]:
     """Give what is allowed at a path of msgspec's, such as ``.variants[0].precision``."""
     for name in re.findall(r"\.(\w+)|\[", path):
+        if isinstance(kind, inspect.UnionType):  # of a record and null
+            kind = next(one for one in kind.types if not isinstance(one, inspect.NoneType))
         if name:
             kind = next(field.type for field in kind.fields if field.encode_name == name)
         else:

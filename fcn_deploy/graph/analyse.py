@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import cast
 
 from fcn_deploy.artifact.manifest import SeenByNetwork
-from fcn_deploy.artifact.output_meaning import Activation, OutputMeaning
+from fcn_deploy.artifact.output_meaning import Activation, ClassAxis, OutputMeaning
 from fcn_deploy.graph.field_summary import summarize_field
 from fcn_deploy.graph.peel import PeeledTail, peel_tail
 from fcn_deploy.graph.receptive_field import ReceptiveField, find_receptive_field
@@ -78,16 +79,20 @@ def _meaning(
     # a crop or a transposed convolution says more than sizes where scores lie
     unplaced = tail.crops or tail.coordinates == "transposed"
     inner = None if unplaced else tail.low_scores
-    scores = inner or tail.scores
+    scores: str | None = inner or tail.scores
+    if scores is not None and graph.producer(scores) is None:
+        scores = None  # the image itself, which is no output that could be asked for
     stop = peeled if isinstance(peeled, PeeledTail) else None
     return OutputMeaning(
         activation=tail.low_activation or (None if tail.labels else tail.activation) or "logits",
         threshold=_probability(tail),
-        class_axis=tail.class_axis,
+        class_axis=cast(ClassAxis, tail.class_axis),
         stop_at=None if stop is None else stop.scores,
         finish=None if stop is None else stop.finish,
         scores=None if scores == output else scores,
-        scores_class_axis=tail.class_axis if inner is None else tail.low_class_axis,
+        scores_class_axis=cast(
+            ClassAxis, tail.class_axis if inner is None else tail.low_class_axis
+        ),
         whole_because=None if stop or tail.labels is None else str(peeled),
         bytes_per_px=bytes_per_px,
     )

@@ -27,9 +27,9 @@ from fcn_deploy.errors import (
     ParityError,
     UnsupportedModelError,
 )
-from fcn_deploy.machine import CpuAbilities
 from fcn_deploy.graph.analyse import analyse
 from fcn_deploy.graph.scan import scan_onnx
+from fcn_deploy.machine import CpuAbilities
 from fcn_deploy.names import Precision
 from fcn_deploy.segmenter import Segmenter
 from fcn_export.check.measure import runners

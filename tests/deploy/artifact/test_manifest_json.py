@@ -89,15 +89,24 @@ def test_an_artifact_may_say_nothing_of_its_output(said: dict[str, None]) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"activation": "tanh"}, "output.activation is 'tanh'; expected logits, sigmoid"),
-        ({"class_axis": 2}, "output.class_axis is 2; expected 1, 3"),
-        ({"class_axis": True}, "manifest.output.class_axis is bool 'True'; expected int"),
-        ({"scores_class_axis": 0}, "output.scores_class_axis is 0; expected 1, 3"),
-        ({"threshold": "half"}, "manifest.output.threshold is str 'half'; expected float"),
-        ({"stop_at": 3}, "manifest.output.stop_at is int '3'; expected str"),
+        (
+            {"activation": "tanh"},
+            "Expected ids, logits, sigmoid, softmax; found .tanh",
+        ),
+        ({"class_axis": 2}, "output.class_axis': Expected 1, 3; found 2"),
+        ({"class_axis": True}, "'output.class_axis': Expected `int`, got `bool`; found true"),
+        ({"scores_class_axis": 0}, "output.scores_class_axis': Expected 1, 3; found 0"),
+        (
+            {"threshold": "half"},
+            r"threshold': Expected `float \| null`, got `str`",
+        ),
+        ({"stop_at": 3}, r"'output.stop_at': Expected `str \| null`, got `int`; found 3"),
         ({"stop_at": None}, "are not given both, or neither"),
         ({"finish": None}, "are not given both, or neither"),
-        ({"finish": "labels"}, "manifest.output.finish is str 'labels'; expected dict"),
+        (
+            {"finish": "labels"},
+            r"finish': Expected `object \| null`, got `str`",
+        ),
         ({"bytes_per_px": 0}, "output.bytes_per_px is 0.0; expected above 0"),
         ({"bytes_per_px": 1e300}, "at most 536870912"),
     ],
@@ -113,14 +122,17 @@ def test_a_malformed_output_is_refused(change: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"coordinates": "cubic"}, "finish.coordinates is 'cubic'; expected half_pixel"),
-        ({"factors": [8]}, "expected height and width each"),
+        (
+            {"coordinates": "cubic"},
+            "align_corners, half_pixel, pytorch_half_pixel; found .cubic",
+        ),
+        ({"factors": [8]}, r"'output.finish.factors': Expected `array` of length 2; found \[8\]"),
         ({"factors": [8, 0]}, "expected 1 or more"),
         ({"factors": [8, 1 << 40]}, "expected at most 65536 px"),
-        ({"factors": [8, 0.5]}, r"finish.factors.1 is float '0.5'; expected int"),
-        ({"threshold": None}, "finish.threshold is null; expected float"),
+        ({"factors": [8, 0.5]}, r"finish.factors\[1\]': Expected `int`, got `float`; found 0.5"),
+        ({"threshold": None}, "finish.threshold': Expected `float`, got `null`"),
         ({"lead": [0.0, 1e9]}, "expected at most 65536 px"),
-        ({"surplus": [0, 0, 0]}, "expected height and width each"),
+        ({"surplus": [0, 0, 0]}, "Expected `array` of length 2"),
     ],
 )
 def test_a_malformed_finish_is_refused(change: dict[str, Any], message: str) -> None:

@@ -15,13 +15,13 @@ from fcn_deploy.errors import ExecutionError
 from fcn_deploy.graph.receptive_field import Span
 from fcn_deploy.head.geometry import Upsampled
 from fcn_deploy.names import Array
-from fcn_deploy.opening.output_format import OutputFormat
+from fcn_deploy.opening.readers import LabelsReader, ScoresReader
 from fcn_deploy.segmentation import Segmentation
 from fcn_deploy.tiling.layout import LabelAxis, least_tile_px, plan_axis
 from fcn_deploy.tiling.mosaic import ScoreGrid, TileLayout, segment_tiles
 
-LABELS = OutputFormat("labels", "labels")
-SCORES = OutputFormat("scores", "scores")
+LABELS = LabelsReader(file="box sum", output="labels", head="in the graph")
+SCORES = ScoresReader(file="box sum", output="scores", head="in the runtime")
 
 
 class BoxSum:
