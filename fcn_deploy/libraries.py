@@ -155,7 +155,7 @@ LIBRARIES = (
     Library(
         distribution="onnx",
         module="onnx",
-        purpose="fcn-export",
+        purpose="fcn-export, checks .onnx files that are in no artifact",
         floor="1.22",
         reason=(
             "crafted models corrupt its memory or read other files (CVE-2026-44512, CVE-2026-27489)"

@@ -195,7 +195,7 @@ def _image(graph: OnnxGraph) -> GraphTensor | None:
 
 def _whole_factors(graph: OnnxGraph, resize: Node) -> tuple[int, int] | None:
     """Read constant, whole scales: others would round, and round differently."""
-    _, _, scales_name, sizes_name = (*resize.inputs, "", "")[:4]
+    _, _, scales_name, sizes_name = (*resize.inputs, "", "", "")[:4]
     scales = None if sizes_name else graph.constant(scales_name)
     factors = None if scales is None else _of_height_and_width(resize, scales.reshape(-1))
     if factors is None or scales is None or not (scales.reshape(-1)[:-2] == 1).all():

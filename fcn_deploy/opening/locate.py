@@ -99,7 +99,12 @@ class ModelFile:
         """The scanned graph; None for OpenVINO's own format and for plans."""
         if self.path.suffix != ".onnx":
             return None
-        graph = scan_onnx(self.data, name=f"'{self.path}'", folder=self.path.parent)
+        graph = scan_onnx(
+            self.data,
+            name=f"'{self.path}'",
+            folder=self.path.parent,
+            foreign=self.artifact is None,
+        )
         if self.artifact is not None:
             for name in graph.external_files:
                 self.artifact.check(name)

@@ -80,7 +80,7 @@ def stage_onnx(
 
     with steps.step("load"):
         data = read_plain_file(path)
-        graph = scan_onnx(data, name=f"'{path}'", folder=path.parent)
+        graph = scan_onnx(data, name=f"'{path}'", folder=path.parent, foreign=True)
         network = _find_network(graph, path, request)
         steps.tell(f"opset {graph.opset}, {len(graph.nodes)} nodes, {network.input}")
     weights = path if graph.external_files else None

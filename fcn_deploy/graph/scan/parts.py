@@ -9,7 +9,6 @@ from typing import Any
 from fcn_deploy.errors import ArtifactError, UnsupportedOpError, UntrustedArtifactError
 from fcn_deploy.graph.scan.limits import ScanLimits
 from fcn_deploy.graph.scan.onnx_graph import AttributeValue, GraphTensor, Node, StoredTensor
-from fcn_deploy.graph.scan.operators import REFUSED
 from fcn_deploy.graph.scan.schema import (
     ATTRIBUTE,
     ATTRIBUTE_TYPES,
@@ -122,12 +121,6 @@ class PartsParser:
                 f"node {node.label} is the operator {op_type} of the domain {shown(node.domain)}; "
                 "only the standard operators (domain '' or 'ai.onnx') are run.",
                 hint="Export the model without custom or fused operators.",
-            )
-        if node.op_type in REFUSED:
-            raise UnsupportedOpError(
-                f"node {node.label} is the operator {op_type}, which {REFUSED[node.op_type]}; "
-                "only operators on numeric tensors are run.",
-                hint="Export the model without it.",
             )
 
     def _attribute(self, node: Node, span: Span) -> tuple[str, AttributeValue]:

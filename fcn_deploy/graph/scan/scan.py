@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fcn_deploy.graph.scan.constants import check_constant_sizes
 from fcn_deploy.graph.scan.external import check_external_data, stored_tensors
+from fcn_deploy.graph.scan.library_check import check_with_onnx
 from fcn_deploy.graph.scan.limits import ScanLimits
 from fcn_deploy.graph.scan.onnx_graph import OnnxGraph
 from fcn_deploy.graph.scan.parse import parse_model
@@ -22,6 +22,7 @@ def scan_onnx(
     name: str = "the model",
     folder: Path | None = None,
     limits: ScanLimits = _DEFAULT_LIMITS,
+    foreign: bool = False,
 ) -> OnnxGraph:
     """Read a model's graph and make sure that a library may parse the same bytes.
 
@@ -32,15 +33,19 @@ def scan_onnx(
         name: what to call it in messages.
         folder: where external data may lie, directly; None refuses external data.
         limits: how much the model may ask for.
+        foreign: no artifact vouches for it, so that the `onnx` library must check it, too.
 
     Raises:
         ArtifactError: it is cut, damaged or does not fit together.
         ArtifactMissingError: a file with external data is missing.
         UntrustedArtifactError: it reads outside its folder or asks for too much memory or time.
-        UnsupportedOpError: it uses functions, control flow, sequences, custom operators, or a
-            version of the format that is not known.
+        UnsupportedOpError: it uses functions, control flow, custom operators; a foreign one also:
+            sequences, or operators or a version that the installed `onnx` does not know.
+        BackendUnavailableError: it is foreign, and `onnx` is not installed.
     """
     graph = parse_model(data, name=name, limits=limits)
-    check_constant_sizes(graph, name=name, max_elements=limits.max_constant_elements)
     tensors = stored_tensors(graph.initializers.values(), graph.nodes)
-    return replace(graph, external_files=check_external_data(tensors, folder=folder))
+    graph = replace(graph, external_files=check_external_data(tensors, folder=folder))
+    if foreign:
+        check_with_onnx(data, graph, name=name, limits=limits)
+    return graph

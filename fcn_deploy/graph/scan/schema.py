@@ -13,8 +13,7 @@ __all__ = [
     "ELEMENT_TYPES",
     "ENTRY",
     "GRAPH",
-    "MAX_IR_VERSION",
-    "MAX_OPSET",
+    "IR_VERSION",
     "MODEL",
     "NODE",
     "OPSET",
@@ -26,8 +25,8 @@ __all__ = [
     "ElementType",
 ]
 
-MAX_IR_VERSION = 14
-MAX_OPSET = 28
+IR_VERSION = 14
+"""The format that these tables describe; a newer file may have more fields."""
 
 _INT64, _INT32, _UINT64, _FLOAT = Kind.INT64, Kind.INT32, Kind.UINT64, Kind.FLOAT
 _STRING, _BYTES, _MESSAGE = Kind.STRING, Kind.BYTES, Kind.MESSAGE

@@ -1,9 +1,9 @@
 """Protobuf's wire format, read strictly and without copies, and written as far as needed.
 
-Stricter than protobuf itself: a field that the message's table does not list, a known field of
-another wire type, a group, an over-long number or text that is not UTF-8 ends the reading. Two
-parsers that disagree on such bytes would let a file show one model to the check and another to
-the library behind it.
+Stricter than protobuf itself: a field that the message's table does not list (but in a format newer
+than the table), a known field of another wire type, a group, an over-long number or text that is
+not UTF-8 ends the reading. Two parsers that disagree on such bytes would let a file show one model
+to the check and another to the library behind it.
 """
 
 from __future__ import annotations
@@ -68,6 +68,12 @@ _WIRE_TYPES: dict[Kind, tuple[int, ...]] = {
     Kind.PACKABLE_FLOAT: (_FIXED32, _DELIMITED),
     Kind.PACKABLE_DOUBLE: (_FIXED64, _DELIMITED),
 }
+_UNKNOWN = {
+    _VARINT: ("", Kind.UINT64),
+    _FIXED64: ("", Kind.DOUBLE),
+    _DELIMITED: ("", Kind.BYTES),
+    _FIXED32: ("", Kind.FLOAT),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +102,26 @@ class Reader:
         name: what to call the file in errors.
         max_fields: how many fields may be read before the file is refused.
         max_depth: how deep messages may nest below one given to `check`.
+        skip_unknown: leave out fields that a message's table does not list, as protobuf does.
     """
 
-    __slots__ = ("_fields_left", "_max_depth", "_max_fields", "data", "name")
+    __slots__ = ("_fields_left", "_max_depth", "_max_fields", "_skip_unknown", "data", "name")
 
-    def __init__(self, data: memoryview, *, name: str, max_fields: int, max_depth: int) -> None:
+    def __init__(
+        self,
+        data: memoryview,
+        *,
+        name: str,
+        max_fields: int,
+        max_depth: int,
+        skip_unknown: bool = False,
+    ) -> None:
         self.data = data
         self.name = name
         self._max_fields = max_fields
         self._fields_left = max_fields
         self._max_depth = max_depth
+        self._skip_unknown = skip_unknown
 
     def fields(self, message: Message, spans: Iterable[Span]) -> Iterator[tuple[str, Any]]:
         """Walk a message's fields in the file's order.
@@ -133,6 +149,8 @@ class Reader:
                     tag, position = self._varint(message, at, end, _MAX_TAG_BYTES)
                 wire_type = tag & 7
                 entry = table.get(tag >> 3)
+                if entry is None and self._skip_unknown and tag >> 3:
+                    entry = _UNKNOWN.get(wire_type)
                 if entry is None or wire_type not in _WIRE_TYPES[entry[1]]:
                     raise self._unknown(message, at, tag)
                 name, kind = entry
@@ -143,7 +161,8 @@ class Reader:
                     else:
                         number, position = self._varint(message, position, end, _MAX_VARINT_BYTES)
                         number = self._signed(message, at, kind, number)
-                    yield name, number
+                    if name:
+                        yield name, number
                 elif wire_type == _DELIMITED:
                     size, start = self._varint(message, position, end, _MAX_TAG_BYTES)
                     position = start + size
@@ -155,13 +174,14 @@ class Reader:
                         )
                     if kind is Kind.STRING:
                         yield name, self.text(message, (start, position))
-                    else:
+                    elif name:
                         yield name, (start, position)
                 else:
                     width, code = (4, "<f") if wire_type == _FIXED32 else (8, "<d")
                     if position + width > end:
                         raise self.damaged(message, at, f"field '{name}' is cut")
-                    yield name, struct.unpack_from(code, data, position)[0]
+                    if name:
+                        yield name, struct.unpack_from(code, data, position)[0]
                     position += width
 
     def spend(self, count: int) -> None:
