@@ -163,6 +163,14 @@ LIBRARIES = (
         extra="export",
     ),
     Library(
+        distribution="onnx-ir",
+        module="onnx_ir",
+        purpose="fcn-export",
+        floor="1.1",
+        reason=_API,
+        extra="export",
+    ),
+    Library(
         distribution="onnxscript",
         module="onnxscript",
         purpose="fcn-export",

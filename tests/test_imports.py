@@ -23,6 +23,7 @@ HEAVY = (
     "cv2",
     "numba",
     "onnx",
+    "onnx_ir",
     "onnxruntime",
     "onnxscript",
     "openvino",

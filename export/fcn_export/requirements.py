@@ -11,12 +11,13 @@ from fcn_deploy.errors import BackendUnavailableError
 __all__ = ["library_versions", "require_libraries"]
 
 _INSTALL = "pip install 'fcn-deploy[export]'"
-_NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")
+_NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 _RECORDED = (
     "fcn-deploy",
     "torch",
     "torchvision",
     "onnx",
+    "onnx-ir",
     "onnxscript",
     "onnxruntime",
     "openvino",

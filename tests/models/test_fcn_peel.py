@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
@@ -146,8 +147,8 @@ def test_the_last_enlargement_stays_float32_in_every_precision(coarse: onnx.Mode
 
     assert isinstance(found, PeeledTail)
     assert graph.initializers["network.up.weight"].dtype == "float32"
-    assert up not in quantizable_nodes(coarse.graph)
-    assert classifier_nodes(coarse.graph) == ("node_conv2d_10",)
+    assert up not in quantizable_nodes(ir.from_proto(coarse).graph)
+    assert classifier_nodes(ir.from_proto(coarse).graph) == ("node_conv2d_10",)
 
 
 def test_an_fcn_32s_sees_what_its_layers_add_up_to(coarse: onnx.ModelProto) -> None:

@@ -126,7 +126,7 @@ def build_engine(
         if library.capabilities.compute_capabilities
         else inspector_layer_types(_inspect(library, plan, config))
     )
-    op_types = {layer_name(node): node.op_type for node in model.graph.node}
+    op_types = {layer_name(node.name, node.output[0]): node.op_type for node in model.graph.node}
     shares, float_layers = check_layer_types(asked, found, op_types)
     if asked and not shares:
         _LOG.warning("%s does not tell in which types the layers of its plan compute", library)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fcn_deploy.errors import BuildError, UnsupportedModelError, UnsupportedOpError
-from fcn_export.precision.passes.element_types import element_types
-from fcn_export.precision.passes.lint import lint
 
 if TYPE_CHECKING:
     import onnx
@@ -29,16 +27,17 @@ def check_graph(model: onnx.ModelProto, targets: Sequence[str], *, name: str) ->
             named, and how many there are.
         BuildError: a target cannot compute in a type of the graph.
     """
+    from fcn_export.precision.passes.lint import lint
+
     try:
         found = lint(model)
-        types = element_types(model)
     except UnsupportedModelError as error:
         raise BuildError(f"'{name}': {error.message}", hint=error.hint) from error
     if found:
         more = f" ({len(found)} such faults in all)" if len(found) > 1 else ""
         raise UnsupportedOpError(f"TensorRT cannot build '{name}': {found[0]}{more}.")
     too_old = [target for target in targets if tuple(map(int, target.split("."))) < _FP8_FROM]
-    if too_old and any(kind in _fp8_types() for kind in types.values()):
+    if too_old and _has_fp8(model):
         raise BuildError(
             f"'{name}' has FP8 Q/DQ, which needs compute capability 8.9 or later; "
             f"{', '.join(too_old)} was asked for.",
@@ -46,7 +45,12 @@ def check_graph(model: onnx.ModelProto, targets: Sequence[str], *, name: str) ->
         )
 
 
-def _fp8_types() -> tuple[int, ...]:
-    from onnx import TensorProto
+def _has_fp8(model: onnx.ModelProto) -> bool:
+    import onnx_ir as ir
 
-    return TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2
+    from fcn_export.onnx_values import tensors_by_name
+    from fcn_export.precision.passes.element_types import InferTypes
+
+    typed = InferTypes()(ir.from_proto(model)).model
+    fp8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
+    return any(value.dtype in fp8 for value in tensors_by_name(typed.graph).values())

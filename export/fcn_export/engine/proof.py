@@ -12,13 +12,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fcn_deploy.errors import BuildError
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 __all__ = [
     "LayerTypes",
@@ -39,6 +39,9 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _MAY_STAY_FLOAT = ("ConvTranspose", "Gemm", "MatMul")
 
 _PASSED_ON = ("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+
+# onnx.TensorProto: FLOAT, FLOAT16, BFLOAT16, INT8, FLOAT8E4M3FN
+_TYPES = {1: "float32", 10: "float16", 16: "bfloat16", 3: "int8", 17: "float8"}
 
 _PLAN_TYPES = {
     b"float": "float32",
@@ -67,38 +70,29 @@ _INSPECTOR_TYPES = (
 _INSPECTOR_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
-@dataclass(frozen=True, slots=True)
-class _Graph:
-    weights: Mapping[str, onnx.TensorProto]
-    producers: Mapping[str, onnx.NodeProto]
-
-
 def asked_layer_types(model: onnx.ModelProto) -> LayerTypes:
     """Give the type that each layer with weights is to multiply in, from the graph.
 
     A layer whose two factors come from DequantizeLinear is to run in the type before it. Layers
     whose factors are both computed, or of unknown type, are left out.
     """
-    graph = model.graph
-    known = _Graph(
-        {tensor.name: tensor for tensor in graph.initializer},
-        {name: node for node in graph.node for name in node.output},
-    )
+    import onnx_ir as ir
+
     asked = {}
-    for node in graph.node:
+    for node in ir.from_proto(model).graph:
         if node.op_type in WEIGHTED:
-            found = _weight_type(node.input[1], known)
-            quantized = found in ("int8", "float8")
-            if quantized and _producer_op(node.input[0], known) != "DequantizeLinear":
-                found = _scale_type(node.input[1], known)
+            data, weights = node.inputs[:2]
+            found = _weight_type(weights)
+            if found in ("int8", "float8") and not _is_dequantized(data):
+                found = _scale_type(weights)
             if found is not None:
-                asked[layer_name(node)] = found
+                asked[layer_name(node.name, node.outputs[0].name)] = found
     return asked
 
 
-def layer_name(node: onnx.NodeProto) -> str:
+def layer_name(node: str | None, output: str | None) -> str:
     """Give the name that TensorRT has for a node, with or without one of its own."""
-    return node.name or f"node_of_{node.output[0]}"
+    return node or f"node_of_{output}"
 
 
 def plan_text_layer_types(plan: bytes) -> LayerTypes:
@@ -169,65 +163,41 @@ def check_layer_types(
     return shares, tuple(name for name, *_ in wider)
 
 
-def _weight_type(name: str, graph: _Graph) -> str | None:
-    import onnx
+def _weight_type(value: ir.Value | None) -> str | None:
+    source = _before_moves(value)
+    node = None if source is None else source.producer()
+    if node is None or node.op_type == "Constant":
+        return _constant_type(source)
+    if node.op_type == "DequantizeLinear":  # of its weights, or of its zero point
+        return next(filter(None, map(_constant_type, node.inputs[::2])), None)
+    return _TYPES.get(node.attributes.get_int("to")) if node.op_type == "Cast" else None
 
-    if name in graph.weights:
-        return _type_name(graph.weights[name].data_type)
-    node = graph.producers.get(name)
-    if node is None:
+
+def _scale_type(value: ir.Value | None) -> str | None:
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "DequantizeLinear":
         return None
-    if node.op_type in _PASSED_ON:
-        return _weight_type(node.input[0], graph)
-    if node.op_type == "DequantizeLinear":
-        return _quantized_type(node, graph)
-    if node.op_type == "Cast":
-        return _type_name(_attribute(node, "to"))
-    if node.op_type == "Constant":
-        values = [onnx.helper.get_attribute_value(entry) for entry in node.attribute]
-        return _type_name(values[0].data_type) if isinstance(values[0], onnx.TensorProto) else None
-    return None
+    return _constant_type(node.inputs[1])
 
 
-def _quantized_type(node: onnx.NodeProto, graph: _Graph) -> str | None:
-    """Give the type that a DequantizeLinear reads: of its weights, or of its zero point."""
-    if node.input[0] in graph.weights:
-        return _type_name(graph.weights[node.input[0]].data_type)
-    if len(node.input) > 2 and node.input[2] in graph.weights:
-        return _type_name(graph.weights[node.input[2]].data_type)
-    return None
+def _is_dequantized(value: ir.Value | None) -> bool:
+    source = _before_moves(value)
+    node = None if source is None else source.producer()
+    return node is not None and node.op_type == "DequantizeLinear"
 
 
-def _scale_type(name: str, graph: _Graph) -> str | None:
-    node = graph.producers.get(name)
-    if node is None or node.op_type != "DequantizeLinear" or node.input[1] not in graph.weights:
-        return None
-    return _type_name(graph.weights[node.input[1]].data_type)
+def _before_moves(value: ir.Value | None) -> ir.Value | None:
+    """Go back over nodes that only move values."""
+    while value is not None and (node := value.producer()) and node.op_type in _PASSED_ON:
+        value = node.inputs[0]
+    return value
 
 
-def _producer_op(name: str, graph: _Graph) -> str | None:
-    node = graph.producers.get(name)
-    while node is not None and node.op_type in _PASSED_ON:
-        node = graph.producers.get(node.input[0])
-    return None if node is None else node.op_type
+def _constant_type(value: ir.Value | None) -> str | None:
+    from onnx_ir.convenience import get_const_tensor
 
-
-def _type_name(elem_type: int) -> str | None:
-    import onnx
-
-    types = onnx.TensorProto
-    names: dict[int, str] = {
-        types.FLOAT: "float32",
-        types.FLOAT16: "float16",
-        types.BFLOAT16: "bfloat16",
-        types.INT8: "int8",
-        types.FLOAT8E4M3FN: "float8",
-    }
-    return names.get(elem_type)
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> int:
-    return next((entry.i for entry in node.attribute if entry.name == name), 0)
+    tensor = None if value is None else get_const_tensor(value)
+    return None if tensor is None else _TYPES.get(tensor.dtype)
 
 
 def _known(found: Mapping[str, str], name: str) -> Iterator[str]:

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.errors import SourceError
 from fcn_deploy.names import Array
 from fcn_export.check.reference import labels_of
 from fcn_export.graph_spec import GraphSpec
+from fcn_export.onnx_values import name_of
 from fcn_export.precision.calibration_images import CalibrationImages, fit_frame
 from fcn_export.precision.calibration_table import CalibrationKey, CalibrationTable, read_table
 from fcn_export.precision.collect import Progress, collect_extents, collect_histograms
 from fcn_export.precision.image_report import ImageStatistics
-from fcn_export.precision.passes.graph_view import GraphView
 from fcn_export.precision.place import place, quantizable_nodes
 from fcn_export.precision.thresholds import thresholds
 
@@ -62,9 +63,10 @@ def calibrate(
     if cache is not None and (known := read_table(cache, key)) is not None:
         on_progress(f"ranges of '{cache}' hold: same graph, same images")
         return known
-    placement = place(model.graph)
+    graph = ir.from_proto(model).graph
+    placement = place(graph)
     tensors = sorted({name for group in placement.groups.values() for name in group})
-    convolutions = _outputs(model)
+    convolutions = _outputs(graph)
     statistics = ImageStatistics(spec.num_labels)
 
     def batches() -> Iterator[Array]:
@@ -97,11 +99,11 @@ def calibrate(
     )
 
 
-def _outputs(model: onnx.ModelProto) -> dict[str, str]:
+def _outputs(graph: ir.Graph) -> dict[str, str]:
     """Give the convolutions by their output: how large these are says what each costs."""
-    view = GraphView(model.graph)
-    wanted = set(quantizable_nodes(model.graph))
-    return {name: node.name for name, node in view.producers.items() if node.name in wanted}
+    wanted = set(quantizable_nodes(graph))
+    nodes = [node for node in graph if name_of(node) in wanted]
+    return {name_of(node.outputs[0]): name_of(node) for node in nodes}
 
 
 def _labels(outputs: Mapping[str, Array]) -> Array:

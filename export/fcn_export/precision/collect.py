@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from fcn_deploy.backends import get_backend
 from fcn_deploy.backends.base import ExecutionContext, ModelSource
@@ -20,7 +21,8 @@ from fcn_deploy.errors import NonFiniteOutputError, UnsupportedModelError
 from fcn_deploy.names import Array
 from fcn_export.graph_spec import INPUT_NAME
 from fcn_export.onnx_file import MAX_SINGLE_FILE_BYTES
-from fcn_export.precision.passes.inner_outputs import deepest_first
+from fcn_export.onnx_values import take_proto
+from fcn_export.precision.passes.inner_outputs import ExtentOutputs
 from fcn_export.precision.thresholds import BINS
 
 if TYPE_CHECKING:
@@ -78,13 +80,16 @@ def collect_extents(
     """
     own = [value.name for value in model.graph.output]
     found: dict[str, Extent] = {}
-    with _opened(_with_extents(model, tensors), "extents") as context:
+    extents = ExtentOutputs(tensors)
+    wanted = take_proto(extents(ir.from_proto(model)).model)
+    with _opened(wanted, "extents") as context:
+        del wanted
         for number, batch in enumerate(batches, 1):
             on_progress(f"ranges, image {number}")
             results = context.execute({INPUT_NAME: batch})
             on_outputs({name: results[name] for name in own})
-            for index, name in enumerate(tensors):
-                extent = Extent(*(results[_output(part, index)].item() for part in _PARTS))
+            for name, values in extents.read(results).items():
+                extent = Extent(*values)
                 if not np.isfinite(extent.low + extent.high):
                     raise NonFiniteOutputError(
                         f"tensor '{name}' holds NaN or infinity for calibration image {number}.",
@@ -130,34 +135,6 @@ def collect_histograms(
     return counts
 
 
-_PARTS = ("low", "high", "elements")
-
-
-def _with_extents(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
-    """Copy a model and give out what `Extent` holds of each tensor."""
-    from onnx import TensorProto, helper
-
-    copy = type(model)()
-    copy.CopyFrom(model)
-    number = {name: index for index, name in enumerate(tensors)}
-    for name in deepest_first(model.graph, tensors):
-        for part, op, dtype in zip(
-            _PARTS,
-            ("ReduceMin", "ReduceMax", "Size"),
-            (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64),
-            strict=True,
-        ):
-            output = _output(part, number[name])
-            keep: dict[str, Any] = {} if op == "Size" else {"keepdims": 0}
-            copy.graph.node.append(helper.make_node(op, [name], [output], name=output, **keep))
-            copy.graph.output.append(helper.make_tensor_value_info(output, dtype, []))
-    return copy
-
-
-def _output(part: str, index: int) -> str:
-    return f"calibration_{part}_{index}"
-
-
 def _grouped(extents: Mapping[str, Extent], held_bytes: int) -> list[list[str]]:
     """Split tensors, in the order given, into groups that may be held together."""
     groups: list[list[str]] = []
@@ -194,6 +171,7 @@ def _opened(
         )
     wanted = None if outputs is None else tuple(outputs)
     source = ModelSource(Path(f"calibration {purpose}"), model.SerializeToString(), wanted)
+    del model  # where it is nobody else's, the bytes are all that is kept of it
     context = get_backend(_BACKEND).open(source)
     try:
         yield context

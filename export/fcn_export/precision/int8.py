@@ -93,7 +93,7 @@ def make_int8(inputs: VariantInputs) -> GraphVariant:
 
 def _float_edges(builder: Int8Builder) -> frozenset[str]:
     """Name the first and last convolutions, where they are cheap in float."""
-    graph = builder.model.graph
+    graph = builder.graph
     edges = {*entry_nodes(graph), *classifier_nodes(graph)}.intersection(builder.nodes)
     whole = sum(builder.work(name) for name in builder.nodes)
     cheap = sum(builder.work(name) for name in edges) <= _EDGE_SHARE * whole

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import onnx_ir as ir
 
 from fcn_deploy.graph.transposed import is_bilinear_kernel
-from fcn_export.precision.passes.graph_view import GraphView, attributes
-
-if TYPE_CHECKING:
-    import onnx
+from fcn_export.onnx_values import (
+    array_of,
+    input_of,
+    is_constant,
+    name_of,
+    only_reader,
+)
 
 __all__ = [
     "Edge",
@@ -51,91 +55,88 @@ class Placement:
     kept: Mapping[str, str] = field(default_factory=dict)
 
 
-def quantizable_nodes(graph: onnx.GraphProto) -> tuple[str, ...]:
+def quantizable_nodes(graph: ir.Graph) -> tuple[str, ...]:
     """Name the convolutions that can be quantised: those with constant weights."""
-    view = GraphView(graph)
     return tuple(
-        node.name
-        for node in graph.node
-        if _is_convolution(view, node)
-        and view.array(node.input[1]) is not None
-        and node.input[0] not in view.constants
+        name_of(node)
+        for node in graph
+        if _is_convolution(node)
+        and is_constant(node.inputs[1])
+        and not is_constant(input_of(node, 0))
     )
 
 
-def classifier_nodes(graph: onnx.GraphProto) -> tuple[str, ...]:
+def classifier_nodes(graph: ir.Graph) -> tuple[str, ...]:
     """Name the convolutions after which no other comes on the way to an output."""
-    view = GraphView(graph)
-    found: set[str] = set()
-    queue = sorted(view.outputs)
+    found: set[ir.Node] = set()
+    queue = list(graph.outputs)
     seen = set(queue)
     while queue:
-        node = view.producers.get(queue.pop())
+        node = queue.pop().producer()
         if node is None:
             continue
-        if _is_convolution(view, node):
-            found.add(node.name)
+        if _is_convolution(node):
+            found.add(node)
             continue
-        fresh = [name for name in _data_inputs(node) if name not in seen]
+        fresh = [value for value in _data_inputs(node) if value not in seen]
         seen.update(fresh)
         queue += fresh
-    return tuple(node.name for node in graph.node if node.name in found)
+    return tuple(name_of(node) for node in graph if node in found)
 
 
-def entry_nodes(graph: onnx.GraphProto) -> tuple[str, ...]:
+def entry_nodes(graph: ir.Graph) -> tuple[str, ...]:
     """Name the convolutions before which no other comes on the way from an input."""
-    view = GraphView(graph)
     return tuple(
-        node.name
-        for node in graph.node
+        name_of(node)
+        for node in graph
         if node.op_type in _WEIGHT_AXES
         and not any(
-            view.producers[name].op_type in _WEIGHT_AXES
-            for name in _ancestors(view, node.input[0])
-            if name in view.producers
+            before is not None and before.op_type in _WEIGHT_AXES
+            for before in (value.producer() for value in _ancestors(input_of(node, 0)))
         )
     )
 
 
-def place(graph: onnx.GraphProto, *, keep_float: Mapping[str, str] | None = None) -> Placement:
+def place(graph: ir.Graph, *, keep_float: Mapping[str, str] | None = None) -> Placement:
     """Decide where Q/DQ pairs go.
 
     Args:
         graph: float32, every node with a name of its own.
         keep_float: names of convolutions to leave alone, with the reason.
     """
-    view = GraphView(graph)
     kept = dict(keep_float or {})
-    nodes = {node.name: node for node in graph.node}
-    chosen = [nodes[name] for name in quantizable_nodes(graph) if name not in kept]
-    chosen_names = {node.name for node in chosen}
+    able = set(quantizable_nodes(graph)).difference(kept)
+    chosen = {node: None for node in graph if name_of(node) in able}
     edges: dict[str, list[Edge]] = {}
     groups = _Groups()
     for node in chosen:
-        edges.setdefault(node.input[0], []).append((node.name, 0))
-        groups.join(node.input[0])
-    for node in graph.node:
+        edges.setdefault(name_of(input_of(node, 0)), []).append((name_of(node), 0))
+        groups.join(name_of(input_of(node, 0)))
+    order = {value: index for index, node in enumerate(graph) for value in node.outputs}
+    for node in graph:
         if node.op_type == "Add":
-            index = _shortcut(view, node, chosen_names)
+            index = _shortcut(node, chosen.keys(), order)
             if index is not None:
-                edges.setdefault(node.input[index], []).append((node.name, index))
-                groups.join(node.input[index])
-        elif node.op_type == "Concat" and _feeds_only(view, node, chosen_names):
-            for index, name in enumerate(node.input):
-                edges.setdefault(name, []).append((node.name, index))
-            groups.join(node.output[0], *node.input)
+                name = name_of(input_of(node, index))
+                edges.setdefault(name, []).append((name_of(node), index))
+                groups.join(name)
+        elif node.op_type == "Concat" and _feeds_only(node, chosen.keys()):
+            names = [name_of(input_of(node, index)) for index in range(len(node.inputs))]
+            for index, name in enumerate(names):
+                edges.setdefault(name, []).append((name_of(node), index))
+            groups.join(name_of(node.outputs[0]), *names)
     return Placement(
-        weights={node.name: _WEIGHT_AXES[node.op_type] for node in chosen},
+        weights={name_of(node): _WEIGHT_AXES[node.op_type] for node in chosen},
         edges={name: tuple(dict.fromkeys(found)) for name, found in edges.items()},
         groups={name: groups.of(name) for name in edges},
         kept=kept,
     )
 
 
-def _is_convolution(view: GraphView, node: onnx.NodeProto) -> bool:
+def _is_convolution(node: ir.Node) -> bool:
     if node.op_type != "ConvTranspose":
         return node.op_type in _WEIGHT_AXES
-    weights = view.array(node.input[1])
+    weights = array_of(node.inputs[1])
     return weights is None or not is_bilinear_kernel(weights)
 
 
@@ -154,88 +155,85 @@ class _Groups:
         return self._of[name]
 
 
-def _feeds_only(view: GraphView, concat: onnx.NodeProto, chosen: Set[str]) -> bool:
+def _feeds_only(concat: ir.Node, chosen: Set[ir.Node]) -> bool:
     """Say whether a Concat of channels is read by quantised convolutions alone."""
-    readers = view.consumers.get(concat.output[0], [])
+    joined = concat.outputs[0]
+    readers = joined.consumers()
     return (
-        attributes(concat).get("axis") == 1
+        concat.attributes.get_int("axis") == 1
         and bool(readers)
-        and concat.output[0] not in view.outputs
-        and all(node.name in chosen and node.input[0] == concat.output[0] for node in readers)
-        and not any(name in view.constants for name in concat.input)
+        and not joined.is_graph_output()
+        and all(node in chosen and node.inputs[0] is joined for node in readers)
+        and not any(is_constant(value) for value in concat.inputs)
     )
 
 
-def _shortcut(view: GraphView, add: onnx.NodeProto, chosen: Set[str]) -> int | None:
+def _shortcut(add: ir.Node, chosen: Set[ir.Node], order: Mapping[ir.Value, int]) -> int | None:
     """Give the input of a residual Add that is its shortcut; None where the Add is no such.
 
     The other input is the convolution that the Add is fused into, so that must be quantised and
     read by nothing else. It is the one on the longer path from where both branches part.
     """
-    lengths = _path_lengths(view, add)
+    first, second = input_of(add, 0), input_of(add, 1)
+    lengths = _path_lengths(first, second, order)
     if lengths is None:
         return None
     first_is_longer = lengths[0] > lengths[1] or (
-        lengths[0] == lengths[1] and _is_conv(view, add.input[0], chosen)
+        lengths[0] == lengths[1] and first.producer() in chosen
     )
-    main, shortcut = (0, 1) if first_is_longer else (1, 0)
-    conv = view.producers.get(add.input[main])
-    fused = conv is not None and conv.name in chosen
-    return shortcut if fused and view.only_consumer(add.input[main]) is not None else None
+    main, shortcut = (first, 1) if first_is_longer else (second, 0)
+    fused = main.producer() in chosen and only_reader(main) is not None
+    return shortcut if fused else None
 
 
-def _is_conv(view: GraphView, name: str, chosen: Set[str]) -> bool:
-    node = view.producers.get(name)
-    return node is not None and node.name in chosen
-
-
-def _path_lengths(view: GraphView, add: onnx.NodeProto) -> tuple[int, int] | None:
-    """Count the nodes from the last tensor that both inputs come from; None without one."""
-    first, second = (_ancestors(view, name) for name in add.input)
-    common = first & second
+def _path_lengths(
+    first: ir.Value, second: ir.Value, order: Mapping[ir.Value, int]
+) -> tuple[int, int] | None:
+    """Count the nodes from the last tensor that both come from; None without one."""
+    before = _ancestors(first), _ancestors(second)
+    common = before[0] & before[1]
     if not common:
         return None
-    order = {name: index for index, node in enumerate(view.graph.node) for name in node.output}
-    parting = max(common, key=lambda name: order.get(name, -1))
+    parting = max(common, key=lambda value: order.get(value, -1))
     return (
-        _longest_path(view, add.input[0], parting, first, order),
-        _longest_path(view, add.input[1], parting, second, order),
+        _longest_path(first, parting, before[0], order),
+        _longest_path(second, parting, before[1], order),
     )
 
 
-def _ancestors(view: GraphView, name: str) -> frozenset[str]:
+def _ancestors(value: ir.Value) -> frozenset[ir.Value]:
     """Give a tensor and all computed tensors that its values come from."""
-    seen = {name} if name not in view.constants else set()
-    queue = list(seen)
+    queue = [] if is_constant(value) else [value]
+    seen = set(queue)
     while queue:
-        node = view.producers.get(queue.pop())
+        node = queue.pop().producer()
         if node is None:
             continue
-        fresh = [n for n in _data_inputs(node) if n not in seen and n not in view.constants]
+        fresh = [v for v in _data_inputs(node) if v not in seen and not is_constant(v)]
         seen.update(fresh)
         queue += fresh
     return frozenset(seen)
 
 
 def _longest_path(
-    view: GraphView, end: str, start: str, within: frozenset[str], order: Mapping[str, int]
+    end: ir.Value, start: ir.Value, within: Set[ir.Value], order: Mapping[ir.Value, int]
 ) -> int:
     """Count the nodes of the longest path from `start` to `end`; 0 where they are one tensor."""
     lengths = {start: 0}
-    for name in sorted(within, key=lambda tensor: order.get(tensor, -1)):
-        node = view.producers.get(name)
-        if node is None or name == start:
+    for value in sorted(within, key=lambda value: order.get(value, -1)):
+        node = value.producer()
+        if node is None or value is start:
             continue
         known = [lengths[source] for source in _data_inputs(node) if source in lengths]
         if known:
-            lengths[name] = 1 + max(known)
+            lengths[value] = 1 + max(known)
     return lengths.get(end, 0)
 
 
-def _data_inputs(node: onnx.NodeProto) -> list[str]:
+def _data_inputs(node: ir.Node) -> list[ir.Value]:
     """Give the inputs that values come from: a Resize reads sizes too, a Shape reads only sizes."""
     if node.op_type in ("Shape", "Size"):
         return []
     if node.op_type in ("Resize", "Reshape", "Expand", "Slice", "Tile", "Pad"):
-        return [node.input[0]]
-    return [name for name in node.input if name]
+        return [input_of(node, 0)]
+    return [value for value in node.inputs if value is not None]

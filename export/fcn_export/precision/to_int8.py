@@ -7,18 +7,22 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fcn_deploy.errors import UnsupportedModelError
+from fcn_deploy.names import Array
+from fcn_export.onnx_values import array_of, name_of, take_proto
 from fcn_export.precision.calibration_table import CalibrationTable
-from fcn_export.precision.insert_qdq import insert_qdq, remove_unused_initializers
-from fcn_export.precision.passes.fold_norm import fold_batch_norms
-from fcn_export.precision.passes.graph_view import GraphView, attributes, name_nodes
+from fcn_export.precision.passes.fold_batch_norm import FoldBatchNorm
+from fcn_export.precision.passes.insert_qdq import InsertQdq
 from fcn_export.precision.passes.int8_weights import (
     MAX_SCALE,
     MIN_SCALE,
     QuantizedWeight,
     quantize_weight,
 )
+from fcn_export.precision.passes.name_nodes import NameNodes
 from fcn_export.precision.place import Placement, place, quantizable_nodes
 from fcn_export.precision.thresholds import Method
 
@@ -47,22 +51,23 @@ class Int8Graph:
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a float32 graph and make it ready: nodes named, normalisations folded.
+    """Give a float32 graph made ready: nodes named, normalisations folded.
+
+    Args:
+        model: not modified.
 
     Raises:
         UnsupportedModelError: nothing in it can be quantised.
     """
-    copy = type(model)()
-    copy.CopyFrom(model)
-    name_nodes(copy.graph)
-    fold_batch_norms(copy.graph)
-    remove_unused_initializers(copy.graph)
-    if not quantizable_nodes(copy.graph):
+    ready = ir.from_proto(model)  # the weights are shared
+    for change in (NameNodes(), FoldBatchNorm(into_convolutions=True), RemoveUnusedNodesPass()):
+        change(ready)
+    if not quantizable_nodes(ready.graph):
         raise UnsupportedModelError(
             "the graph has no convolution with constant weights: there is nothing to quantise.",
             hint="Export it without int8.",
         )
-    return copy
+    return take_proto(ready)
 
 
 class Int8Builder:
@@ -71,13 +76,19 @@ class Int8Builder:
     Args:
         model: as `prepare` gives it; not modified.
         table: calibrated on that very model.
+
+    Attributes:
+        graph: of the model, to look at.
+        nodes: names of the convolutions that can be quantised.
     """
 
     def __init__(self, model: onnx.ModelProto, table: CalibrationTable) -> None:
         self.model = model
         self.table = table
-        self.nodes = quantizable_nodes(model.graph)
-        self._nodes = {node.name: node for node in model.graph.node}
+        self._model = ir.from_proto(model)  # its weights are shared with all that are built
+        self.graph = self._model.graph
+        self.nodes = quantizable_nodes(self.graph)
+        self._nodes = {name_of(node): node for node in self.graph}
         self._weights: dict[str, QuantizedWeight | None] = {}
 
     def build(self, *, method: Method, keep_float: Collection[str] = ()) -> Int8Graph:
@@ -97,23 +108,20 @@ class Int8Builder:
         kept = dict.fromkeys((name for name in self.nodes if name in keep_float), Int8Graph.asked)
         kept |= {name: reason for name, reason in self._unfit_weights().items() if name not in kept}
         placement, thresholds = self._place(kept, method)
-        copy = type(self.model)()
-        copy.CopyFrom(self.model)
         weights = {name: self._weight(name) for name in placement.weights}
-        insert_qdq(
-            copy.graph,
-            placement,
+        insert = InsertQdq(
+            placement.edges,
             thresholds=thresholds,
             weights={name: weight for name, weight in weights.items() if weight is not None},
         )
-        return Int8Graph(copy, tuple(placement.weights), placement.kept)
+        built = insert(self._model.clone()).model
+        return Int8Graph(take_proto(built), tuple(placement.weights), placement.kept)
 
     def work(self, name: str) -> float:
         """Give the multiply-adds of a convolution at the largest calibration image."""
-        view = GraphView(self.model.graph)
         node = self._nodes[name]
-        shape = view.constants[node.input[1]].dims
-        groups = attributes(node).get("group", 1)
+        shape = self._constant(node).shape
+        groups = node.attributes.get_int("group", 1)
         # of Conv, weights are [C_out, C_in / groups, ...]; of ConvTranspose, [C_in, ...]
         inputs = shape[1] if node.op_type == "Conv" else shape[0] // groups
         return float(self.table.outputs.get(name, 0) * inputs * np.prod(shape[2:]))
@@ -122,7 +130,7 @@ class Int8Builder:
         """Place, and place again without the convolutions whose input has no usable scale."""
         reasons = dict(kept)
         while True:
-            placement = place(self.model.graph, keep_float=reasons)
+            placement = place(self.graph, keep_float=reasons)
             thresholds = {
                 name: self._threshold(placement, name, method) for name in placement.edges
             }
@@ -163,14 +171,16 @@ class Int8Builder:
 
     def _weight(self, name: str) -> QuantizedWeight | None:
         if name not in self._weights:
-            view = GraphView(self.model.graph)
             node = self._nodes[name]
-            weight = view.array(node.input[1])
-            if weight is None:
-                raise ValueError(f"the weights of '{name}' are no constant")
             self._weights[name] = quantize_weight(
-                weight,
+                self._constant(node),
                 axis=0 if node.op_type == "Conv" else 1,
-                groups=attributes(node).get("group", 1),
+                groups=node.attributes.get_int("group", 1),
             )
         return self._weights[name]
+
+    def _constant(self, node: ir.Node) -> Array:
+        weight = array_of(node.inputs[1])
+        if weight is None:
+            raise ValueError(f"the weights of '{node.name}' are no constant")
+        return weight

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from fcn_deploy.names import Precision
 from fcn_export.precision.calibration_table import CalibrationKey, CalibrationTable
 from fcn_export.precision.image_report import ImageReport
@@ -50,6 +52,6 @@ def uniform_table(model: onnx.ModelProto, *, threshold: float = 4.0) -> Calibrat
     Args:
         model: as `prepare` gives it.
     """
-    names = {name for group in place(model.graph).groups.values() for name in group}
+    names = {name for group in place(ir.from_proto(model).graph).groups.values() for name in group}
     thresholds = {name: dict.fromkeys(METHODS, threshold) for name in names}
     return CalibrationTable(CalibrationKey("", "", ""), thresholds, {}, _NO_IMAGES)

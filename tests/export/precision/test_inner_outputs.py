@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from fcn_export.onnx_file import OnnxFile
@@ -67,7 +68,9 @@ def test_tensors_are_freed_behind_the_network(way: str, tmp_path: Path) -> None:
 def test_last_node_s_tensor_comes_first_and_the_input_last(tmp_path: Path) -> None:
     model = _deep(tmp_path / "deep.onnx").load()
 
-    order = deepest_first(model.graph, ["image", "layer_01", "classifier", "layer_00"])
+    order = deepest_first(
+        ir.from_proto(model).graph, ["image", "layer_01", "classifier", "layer_00"]
+    )
 
     assert order == ["classifier", "layer_01", "layer_00", "image"]
 

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
 from fcn_deploy.names import Array
 from fcn_deploy.telemetry import import_openvino
-from fcn_export.precision.passes.fold_norm import fold_batch_norms
+from fcn_export.precision.passes.fold_batch_norm import FoldBatchNorm
 from fcn_export.precision.passes.int8_weights import MIN_SCALE, quantize_weight
 from fcn_export.precision.place import classifier_nodes, place, quantizable_nodes
 from fcn_export.precision.thresholds import METHODS
@@ -67,7 +68,7 @@ def test_residual_add_reads_only_its_shortcut_through_qdq(rng: np.random.Generat
         for projected in (False, True):
             model = FrameGraph(rng).residual(shortcut_first=shortcut_first, projected=projected)
 
-            placement = place(model.graph)
+            placement = place(ir.from_proto(model).graph)
 
             shortcut = "projection" if projected else "start"
             adds = [
@@ -85,7 +86,7 @@ def test_add_without_a_convolution_to_fuse_into_stays_float(rng: np.random.Gener
     graph.op("Add", "gate", "stem", out="sum")
     model = graph.model(graph.conv("sum", (8, 4), out="classifier", kernel=1))
 
-    placement = place(model.graph)
+    placement = place(ir.from_proto(model).graph)
 
     assert not [edge for edges in placement.edges.values() for edge in edges if edge[0] == "sum"]
 
@@ -116,7 +117,7 @@ def test_concat_that_something_else_reads_stays_float(rng: np.random.Generator) 
     graph.op("Mul", "deep", "gate", out="gated")
     model = graph.model(graph.conv("gated", (11, 4), out="classifier", kernel=1))
 
-    placement = place(model.graph)
+    placement = place(ir.from_proto(model).graph)
 
     readers = {name for edges in placement.edges.values() for name, _ in edges}
     assert readers == {"left", "deep", "classifier"}
@@ -127,7 +128,7 @@ def test_nothing_after_the_classifier_is_quantized(rng: np.random.Generator) -> 
 
     result = _quantized(model)
 
-    assert classifier_nodes(model.graph) == ("classifier",)
+    assert classifier_nodes(ir.from_proto(model).graph) == ("classifier",)
     readers = [node.op_type for node in result.model.graph.node if "classifier" in node.input]
     assert readers == ["ArgMax"]
 
@@ -350,8 +351,24 @@ def test_normalisation_of_a_tensor_that_others_read_is_not_folded(rng: np.random
     graph.op("BatchNormalization", "stem", *ones, out="normal")
     graph.op("Add", "stem", "normal", out="sum")
     model = graph.model(graph.conv("sum", (8, 4), out="classifier", kernel=1))
+    frame = _frame(rng)
+    (expected,) = _run(model, frame, "classifier")
 
-    assert fold_batch_norms(model.graph) == 0
+    folded = ir.to_proto(FoldBatchNorm(into_convolutions=True)(ir.from_proto(model)).model)
+
+    assert [node.op_type for node in folded.graph.node] == [n.op_type for n in model.graph.node]
+    assert {t.name for t in folded.graph.initializer} >= {"stem.weight", "stem.bias"}
+    np.testing.assert_allclose(_run(folded, frame, "classifier")[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_folding_twice_changes_nothing_more(rng: np.random.Generator) -> None:
+    model = ir.from_proto(_with_norm(FrameGraph(rng), rng, "Conv"))
+
+    for into_convolutions in (False, True):
+        fold = FoldBatchNorm(into_convolutions=into_convolutions)
+
+        assert fold(model).modified
+        assert not fold(model).modified
 
 
 def test_convolution_with_computed_weights_is_left_alone(rng: np.random.Generator) -> None:
@@ -361,7 +378,7 @@ def test_convolution_with_computed_weights_is_left_alone(rng: np.random.Generato
     graph.constant("classifier.weight", rng.normal(size=(4, 8, 1, 1)).astype(np.float32))
     model = graph.model(graph.op("Conv", "stem", "weight", out="classifier"))
 
-    assert quantizable_nodes(model.graph) == ("stem",)
+    assert quantizable_nodes(ir.from_proto(model).graph) == ("stem",)
 
 
 def test_table_is_plain_json(rng: np.random.Generator) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
@@ -53,5 +54,5 @@ def test_every_tensor_with_a_scale_has_the_one_threshold(rng: np.random.Generato
 
     table = uniform_table(model, threshold=2.5)
 
-    assert set(table.tensors) >= set(place(model.graph).edges)
+    assert set(table.tensors) >= set(place(ir.from_proto(model).graph).edges)
     assert {value for entry in table.tensors.values() for value in entry.values()} == {2.5}

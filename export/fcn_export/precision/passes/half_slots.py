@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 __all__ = ["HalfSlots", "half_slots"]
 
@@ -30,15 +31,15 @@ class HalfSlots:
     outputs: tuple[bool, ...]
 
 
-def half_slots(node: onnx.NodeProto, opset: int) -> HalfSlots | None:
+def half_slots(node: ir.Node, opset: int) -> HalfSlots | None:
     """Ask the schema of a node's operator.
 
     Returns:
         None where the operator is none of ONNX's own.
     """
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain:
         return None
-    return _slots(node.op_type, opset, len(node.input), len(node.output))
+    return _slots(node.op_type, opset, len(node.inputs), len(node.outputs))
 
 
 @cache

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import onnx
+from fcn_deploy.names import Array
 
-__all__ = ["MAX_HALF", "MIN_NORMAL_HALF", "HalfWeights", "half_tensor"]
+__all__ = ["MAX_HALF", "MIN_NORMAL_HALF", "HalfWeights", "half_weights"]
 
 MAX_HALF = float(np.finfo(np.float16).max)  # 65504
 MIN_NORMAL_HALF = float(np.finfo(np.float16).tiny)  # 6.104e-5; smaller ones lose digits
@@ -35,24 +33,21 @@ class HalfWeights:
     flushed: int = 0
 
 
-def half_tensor(tensor: onnx.TensorProto, name: str, counts: HalfWeights) -> onnx.TensorProto:
-    """Give a float32 tensor as float16, rounded to the nearest, and add to the counts.
+def half_weights(values: Array, name: str, counts: HalfWeights) -> Array:
+    """Give float32 weights as float16, rounded to the nearest, and add to the counts.
 
     Args:
-        name: of the new tensor.
+        name: to count them by.
     """
-    from onnx import numpy_helper
-
-    values = numpy_helper.to_array(tensor)
     size = np.abs(values)
     beyond = np.isfinite(values) & (size > MAX_HALF)
     # a mask's infinity stays one
-    half = np.where(beyond, np.copysign(MAX_HALF, values), values).astype(np.float16)
+    half: Array = np.where(beyond, np.copysign(MAX_HALF, values), values).astype(np.float16)
     lost = (half == 0) & (values != 0)
     counts.values += values.size
     counts.clamped += int(beyond.sum())
     if beyond.any():
-        counts.clamped_tensors = (*counts.clamped_tensors, tensor.name)
+        counts.clamped_tensors = (*counts.clamped_tensors, name)
     counts.flushed += int(lost.sum())
     counts.subnormal += int(((size < MIN_NORMAL_HALF) & (half != 0)).sum())
-    return numpy_helper.from_array(half, name)
+    return half

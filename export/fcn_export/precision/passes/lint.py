@@ -6,23 +6,24 @@ its own errors come late, or not at all: an unsigned Q is built with a warning a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import onnx_ir as ir
 
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_export.precision.passes.element_types import element_types
+from fcn_export.onnx_values import array_of, name_of
+from fcn_export.precision.passes.element_types import InferTypes
 from fcn_export.precision.passes.half_weights import MIN_NORMAL_HALF
-from fcn_export.precision.passes.quantized import DEQUANTIZE, QUANTIZE, constant_of
+from fcn_export.precision.passes.quantized import DEQUANTIZE, QUANTIZE
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["Finding", "check_types", "lint"]
 
-_UINT8, _INT32, _BF16 = 2, 6, 16  # onnx.TensorProto.DataType
 _NO_PLUGIN = frozenset(("CenterCropPad", "NonZero"))
 
 
@@ -55,17 +56,11 @@ def lint(model: onnx.ModelProto) -> tuple[Finding, ...]:
     Raises:
         UnsupportedModelError: a tensor's type is unknown.
     """
-    types = element_types(model)
-    outputs = {value.name for value in model.graph.output}
-    inputs = {value.name for value in model.graph.input}
+    typed = InferTypes()(ir.from_proto(model)).model
     return tuple(
         finding
-        for node in model.graph.node
-        for finding in (
-            *_quantisation(node, model.graph, types),
-            *_uint8(node, types, inputs, outputs),
-            *_operators(node, types),
-        )
+        for node in typed.graph
+        for finding in (*_quantisation(node), *_uint8(node), *_operators(node))
     )
 
 
@@ -86,81 +81,80 @@ def check_types(model: onnx.ModelProto, *, name: str) -> tuple[str, ...]:
     return tuple(f"TensorRT cannot build '{name}': {finding}." for finding in found)
 
 
-def _quantisation(
-    node: onnx.NodeProto, graph: onnx.GraphProto, types: Mapping[str, int]
-) -> Iterator[Finding]:
+def _quantisation(node: ir.Node) -> Iterator[Finding]:
     if node.op_type not in (QUANTIZE, DEQUANTIZE):
         return
-    quantised = types.get(node.output[0] if node.op_type == QUANTIZE else node.input[0], 0)
-    if quantised == _UINT8:
+    small = node.outputs[0] if node.op_type == QUANTIZE else node.inputs[0]
+    quantised = None if small is None else small.dtype
+    if quantised == ir.DataType.UINT8:
         yield Finding(
             "unsigned",
             "error",
-            node.name,
+            name_of(node),
             f"node '{node.name}' quantises to UINT8 (TensorRT would read it as INT8 and clip at "
             "127); re-quantise with signed symmetric activations",
         )
-    if quantised == _INT32:
+    if quantised == ir.DataType.INT32:
         yield Finding(
             "int32-bias",
             "error",
-            node.name,
+            name_of(node),
             f"INT32 bias DequantizeLinear '{node.name}': quantise with QuantizeBias=False",
         )
-    zero_point = constant_of(node, 2, graph)
+    zero_point = array_of(node.inputs[2]) if len(node.inputs) > 2 else None
     if zero_point is not None and zero_point.any():
         value = zero_point.reshape(-1)[np.flatnonzero(zero_point)[0]]
         yield Finding(
             "zero-point",
             "error",
-            node.name,
+            name_of(node),
             f"non-zero zero point {int(value)} in '{node.name}'; quantise symmetrically",
         )
-    scale = constant_of(node, 1, graph)
+    scale = array_of(node.inputs[1])
     if scale is not None and scale.dtype == np.float16 and scale.min() < MIN_NORMAL_HALF:
         yield Finding(
             "subnormal-scale",
             "error",
-            node.name,
+            name_of(node),
             f"FP16 Q/DQ scale {float(scale.min()):.2g} in '{node.name}' is subnormal; keep the "
             "layer in float32",
         )
 
 
-def _uint8(
-    node: onnx.NodeProto, types: Mapping[str, int], inputs: set[str], outputs: set[str]
-) -> Iterator[Finding]:
+def _uint8(node: ir.Node) -> Iterator[Finding]:
     """Let only the first Cast read uint8, and only the last make it."""
     if node.op_type in (QUANTIZE, DEQUANTIZE):
         return  # told as unsigned
-    for name in node.input:
-        if types.get(name) != _UINT8 or node.op_type == "Cast":
+    for value in node.inputs:
+        if value is None or value.dtype != ir.DataType.UINT8 or node.op_type == "Cast":
             continue
-        if name in inputs:
+        name = value.name
+        if value.is_graph_input():
             message = f"uint8 tensor '{name}' goes into {node.op_type} '{node.name}'; Cast it first"
         else:
             message = f"uint8 tensor '{name}' inside the graph at '{node.name}' ({node.op_type})"
-        yield Finding("inner-uint8", "error", node.name, message)
-    for name in node.output:
-        if types.get(name) == _UINT8 and name not in outputs:
+        yield Finding("inner-uint8", "error", name_of(node), message)
+    for value in node.outputs:
+        if value.dtype == ir.DataType.UINT8 and not value.is_graph_output():
             yield Finding(
                 "inner-uint8",
                 "error",
-                node.name,
-                f"uint8 tensor '{name}' inside the graph at '{node.name}' ({node.op_type}); Cast "
-                "to uint8 last of all",
+                name_of(node),
+                f"uint8 tensor '{value.name}' inside the graph at '{node.name}' ({node.op_type}); "
+                "Cast to uint8 last of all",
             )
 
 
-def _operators(node: onnx.NodeProto, types: Mapping[str, int]) -> Iterator[Finding]:
-    attributes = {attribute.name: attribute for attribute in node.attribute}
-    if node.op_type == "Resize" and "antialias" in attributes and attributes["antialias"].i:
-        yield Finding("antialias", "tensorrt", node.name, f"Resize '{node.name}' has antialias=1")
-    if node.op_type == "ConvTranspose" and types.get(node.output[0]) == _BF16:
-        yield Finding(
-            "bf16-conv-transpose", "tensorrt", node.name, f"BF16 ConvTranspose '{node.name}'"
-        )
+def _operators(node: ir.Node) -> Iterator[Finding]:
+    name = name_of(node)
+    if (
+        node.op_type == "Resize"
+        and "antialias" in node.attributes
+        and node.attributes.get_int("antialias")
+    ):
+        yield Finding("antialias", "tensorrt", name, f"Resize '{name}' has antialias=1")
+    if node.op_type == "ConvTranspose" and node.outputs[0].dtype == ir.DataType.BFLOAT16:
+        yield Finding("bf16-conv-transpose", "tensorrt", name, f"BF16 ConvTranspose '{name}'")
     if node.op_type in _NO_PLUGIN:
-        yield Finding(
-            "no-plugin", "tensorrt", node.name, f"TensorRT has no {node.op_type} ('{node.name}')"
-        )
+        message = f"TensorRT has no {node.op_type} ('{name}')"
+        yield Finding("no-plugin", "tensorrt", name, message)

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from fcn_deploy.names import Array
 from fcn_export.graph_spec import INPUT_NAME
 from fcn_export.onnx_file import OnnxFile
-from fcn_export.precision.passes.element_types import element_types
-from fcn_export.precision.passes.inner_outputs import deepest_first
+from fcn_export.onnx_values import name_of, take_proto
+from fcn_export.precision.passes.element_types import InferTypes
+from fcn_export.precision.passes.inner_outputs import ExtentOutputs
 from fcn_export.precision.passes.regions import find_regions
 
 if TYPE_CHECKING:
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["largest_values", "nodes_beyond"]
 
 _BACKEND = "onnxruntime"
-_FLOAT = 1  # onnx.TensorProto.FLOAT
-_PREFIX = "largest_of_"
 
 
 def largest_values(file: OnnxFile, batches: Iterable[Array]) -> Mapping[str, float]:
@@ -37,24 +37,14 @@ def largest_values(file: OnnxFile, batches: Iterable[Array]) -> Mapping[str, flo
     Raises:
         ArtifactError, ExecutionError: ONNX Runtime does not run the graph.
     """
-    import onnx
-
-    model = onnx.load_model_from_string(file.data)  # weights of their own file stay there
-    names = _inner_floats(model)
-    for name in deepest_first(model.graph, names):
-        size, largest = f"{_PREFIX}{name}_size", f"{_PREFIX}{name}"
-        model.graph.node.append(onnx.helper.make_node("Abs", [name], [size]))
-        model.graph.node.append(onnx.helper.make_node("ReduceMax", [size], [largest], keepdims=0))
-        model.graph.output.append(onnx.helper.make_tensor_value_info(largest, _FLOAT, []))
+    names, outputs, data = _with_extents(file)
     beside = file.path.with_name(f".{file.path.name}.ranges")
     found: dict[str, float] = dict.fromkeys(names, 0.0)
-    wanted = [f"{_PREFIX}{name}" for name in names]
-    with OnnxFile(beside, model.SerializeToString(), file.weights).opened(_BACKEND) as context:
+    with OnnxFile(beside, data, file.weights).opened(_BACKEND) as context:
         for images in batches:
-            results = context.execute({INPUT_NAME: images}, outputs=wanted)
-            for name in names:
-                value = float(results[f"{_PREFIX}{name}"])
-                found[name] = max(found[name], value if np.isfinite(value) else np.inf)
+            for name, (low, high, _) in outputs.read(context.execute({INPUT_NAME: images})).items():
+                value = max(abs(low), abs(high)) if np.isfinite(low + high) else np.inf
+                found[name] = max(found[name], value)
     return found
 
 
@@ -70,14 +60,20 @@ def nodes_beyond(
     )
 
 
-def _inner_floats(model: onnx.ModelProto) -> list[str]:
-    types = element_types(model)
-    regions = find_regions(model.graph)
-    inner = sorted(regions.image - regions.frame - regions.head)
-    outputs = {value.name for value in model.graph.output}
-    return [
-        name
-        for index in inner
-        for name in model.graph.node[index].output
-        if types.get(name) == _FLOAT and name not in outputs
+def _with_extents(file: OnnxFile) -> tuple[list[str], ExtentOutputs, bytes]:
+    """Give inner tensors, the pass that gives them out, and the graph with their extents."""
+    import onnx
+
+    # weights of their own file stay there, but for those that are looked at
+    model = ir.from_proto(onnx.load_model_from_string(file.data))
+    ir.external_data.set_base_dir(model.graph, file.path.parent)
+    InferTypes()(model)
+    names = [
+        name_of(value)
+        for node in find_regions(model.graph).between(model.graph)
+        for value in node.outputs
+        if value.dtype == ir.DataType.FLOAT and not value.is_graph_output()
     ]
+    outputs = ExtentOutputs(names)
+    outputs(model)
+    return names, outputs, take_proto(model).SerializeToString()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import onnx_ir as ir
 
 from fcn_deploy.graph.transposed import is_bilinear_kernel
 from fcn_export.graph_spec import SCORES
-
-if TYPE_CHECKING:
-    import onnx
+from fcn_export.onnx_values import array_of
 
 __all__ = ["Regions", "find_regions"]
 
@@ -30,10 +29,12 @@ _LABEL_OPS = frozenset((
     *("Less", "Not", "Softmax", "LogSoftmax", "Sigmoid"),
 ))  # fmt: skip
 
+Nodes = frozenset[ir.Node]
+
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Sets of nodes, by their index in the graph.
+    """Sets of nodes.
 
     Attributes:
         image: depend on the image's values. The others compute with sizes and constants.
@@ -41,88 +42,84 @@ class Regions:
         head: of these, make the outputs out of the scores, with the last upsampling.
     """
 
-    image: frozenset[int]
-    frame: frozenset[int]
-    head: frozenset[int]
+    image: Nodes
+    frame: Nodes
+    head: Nodes
+
+    def between(self, graph: ir.Graph) -> list[ir.Node]:
+        """Give the network's own nodes, in order: neither frame nor head."""
+        own = self.image - self.frame - self.head
+        return [node for node in graph if node in own]
 
 
-def find_regions(graph: onnx.GraphProto) -> Regions:
+def find_regions(graph: ir.Graph) -> Regions:
     """Divide a graph whose nodes are sorted."""
-    image = _depending(graph, {value.name for value in graph.input})
-    return Regions(image, _frame(graph, image), _head(graph, image))
+    image = _depending(graph, graph.inputs)
+    return Regions(image, _frame(graph, image), _head(graph) & image)
 
 
-def _depending(graph: onnx.GraphProto, tensors: Iterable[str]) -> frozenset[int]:
-    """Find the nodes that use values of tensors, directly or not."""
-    seen = set(tensors)
+def _depending(graph: ir.Graph, values: Iterable[ir.Value]) -> Nodes:
+    """Find the nodes that use values, directly or not."""
+    seen = set(values)
     found = set()
-    for index, node in enumerate(graph.node):
-        if seen.intersection(node.input):
-            if node.op_type in _ABOUT:
-                continue
-            found.add(index)
-            seen.update(node.output)
+    for node in graph:
+        if node.op_type not in _ABOUT and seen.intersection(node.inputs):
+            found.add(node)
+            seen.update(node.outputs)
     return frozenset(found)
 
 
-def _frame(graph: onnx.GraphProto, image: frozenset[int]) -> frozenset[int]:
-    made = {name for index in image for name in graph.node[index].output}
-    frame = {value.name for value in graph.input}
-    found = set()
-    for index in sorted(image):
-        node = graph.node[index]
-        outside = [name for name in node.input if name in made and name not in frame]
-        if node.op_type in _FRAME_OPS and not outside:
-            found.add(index)
-            frame.update(node.output)
+def _frame(graph: ir.Graph, image: Nodes) -> Nodes:
+    found: set[ir.Node] = set()
+    for node in graph:
+        before = {value.producer() for value in node.inputs if value is not None}
+        if node in image and node.op_type in _FRAME_OPS and before & image <= found:
+            found.add(node)
     return frozenset(found)
 
 
-def _head(graph: onnx.GraphProto, image: frozenset[int]) -> frozenset[int]:
-    producers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    if SCORES in producers:
-        last = _last_upsampling(graph, producers)
-        return (_depending(graph, {SCORES}) | last) & image
-    return frozenset(_walk_back(graph, producers)) & image
+def _head(graph: ir.Graph) -> Nodes:
+    scores = next((v for node in graph for v in node.outputs if v.name == SCORES), None)
+    if scores is None:
+        return _walk_back(graph)
+    return _depending(graph, [scores]) | _last_upsampling(scores.producer())
 
 
-def _last_upsampling(graph: onnx.GraphProto, producers: dict[str, int]) -> set[int]:
+def _last_upsampling(node: ir.Node | None) -> Nodes:
     """Find what enlarges the scores, with the Slices that crop them; empty where nothing does."""
-    found: set[int] = set()
-    index = producers.get(SCORES)
-    while index is not None:
-        node = graph.node[index]
-        found.add(index)
-        if _enlarges(graph, node):
-            return found
-        index = producers.get(node.input[0]) if node.op_type == "Slice" else None
-    return set()
+    found: set[ir.Node] = set()
+    while node is not None:
+        found.add(node)
+        if _enlarges(node):
+            return frozenset(found)
+        node = _maker(node.inputs[0]) if node.op_type == "Slice" else None
+    return frozenset()
 
 
-def _enlarges(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
+def _enlarges(node: ir.Node) -> bool:
     """Say whether a node is a Resize, or a transposed convolution that does the same."""
     if node.op_type != "ConvTranspose":
         return node.op_type == "Resize"
-    from onnx import numpy_helper
-
-    stored = (tensor for tensor in graph.initializer if tensor.name == node.input[1])
-    weights = next(stored, None)
-    return weights is not None and is_bilinear_kernel(numpy_helper.to_array(weights))
+    weights = array_of(node.inputs[1])
+    return weights is not None and is_bilinear_kernel(weights)
 
 
-def _walk_back(graph: onnx.GraphProto, producers: dict[str, int]) -> set[int]:
+def _walk_back(graph: ir.Graph) -> Nodes:
     """Go back from the outputs over what makes labels, up to the last upsampling."""
-    found: set[int] = set()
-    names = [value.name for value in graph.output]
-    while names:
-        index = producers.get(names.pop())
-        if index is None or index in found:
+    found: set[ir.Node] = set()
+    queue = [value.producer() for value in graph.outputs]
+    while queue:
+        node = queue.pop()
+        if node is None or node in found:
             continue
-        node = graph.node[index]
-        enlarges = _enlarges(graph, node)
+        enlarges = _enlarges(node)
         if not enlarges and node.op_type not in _LABEL_OPS:
             continue
-        found.add(index)
+        found.add(node)
         if not enlarges:
-            names.append(node.input[0])
-    return found
+            queue.append(_maker(node.inputs[0]))
+    return frozenset(found)
+
+
+def _maker(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()

@@ -13,30 +13,23 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_export.precision.passes.batch_norm import fold_statistics
-from fcn_export.precision.passes.element_types import (
-    describe_tensors,
-    element_types,
-    standard_opset,
-)
+from fcn_export.onnx_values import name_of, standard_opset, take_proto
+from fcn_export.precision.passes.element_types import InferTypes
+from fcn_export.precision.passes.fold_batch_norm import FoldBatchNorm
 from fcn_export.precision.passes.half_rewrite import HalfRewrite
 from fcn_export.precision.passes.half_slots import HalfSlots, half_slots
 from fcn_export.precision.passes.half_weights import HalfWeights
-from fcn_export.precision.passes.quantized import (
-    DEQUANTIZE,
-    QUANTIZE,
-    has_subnormal_scale,
-    readers_of,
-)
+from fcn_export.precision.passes.quantized import DEQUANTIZE, QUANTIZE, has_subnormal_scale
 from fcn_export.precision.passes.regions import find_regions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import onnx
 
-__all__ = ["FLOAT32_OPS", "Fp16Changes", "convert_to_fp16", "fp16_remainder"]
+__all__ = ["FLOAT32_OPS", "Fp16Changes", "ToHalf", "convert_to_fp16", "fp16_remainder"]
 
 FLOAT32_OPS = frozenset((
     # sums of many values, or of squares: beyond 65504 long before their mean is
@@ -52,8 +45,6 @@ FLOAT32_OPS = frozenset((
 """Operators that compute in float32 unless told otherwise."""
 
 MIN_HALF_SCALE_OPSET = 19
-
-_FLOAT = 1  # onnx.TensorProto.FLOAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +63,68 @@ class Fp16Changes:
     casts: int
 
 
+class ToHalf(ir.passes.InPlacePass):
+    """See the module.
+
+    Args:
+        float32_ops: kinds of nodes that stay float32.
+        float32_nodes: names of nodes that stay float32.
+
+    Attributes:
+        changes: what was done.
+    """
+
+    changes: Fp16Changes
+
+    def __init__(
+        self,
+        *,
+        float32_ops: Collection[str] = FLOAT32_OPS,
+        float32_nodes: Collection[str] = (),
+    ) -> None:
+        self._float32_ops = float32_ops
+        self._float32_nodes = float32_nodes
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite the main graph.
+
+        Raises:
+            UnsupportedModelError: a node holds a graph of its own, a type is unknown, or a named
+                node does not exist.
+        """
+        graph = model.graph
+        _check_nodes(graph, self._float32_nodes)
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        FoldBatchNorm(into_convolutions=False)(model)
+        InferTypes()(model)
+        slots = {node: half_slots(node, standard_opset(model)) for node in graph}
+        float_scales = {node for node in graph if has_subnormal_scale(node)}
+        blocked = {
+            node
+            for node in graph
+            if node.op_type in self._float32_ops or node.name in self._float32_nodes
+        }
+        for node in float_scales:
+            if node.op_type == DEQUANTIZE:
+                blocked.update(node.outputs[0].consumers())
+        between = [
+            node
+            for node in find_regions(graph).between(graph)
+            if _computes_floats(node, slots[node])
+        ]
+        half = [node for node in between if node not in blocked]
+        rewrite = HalfRewrite(graph, slots, frozenset(half), float_scales)
+        rewrite.run()
+        InferTypes(keep_described=False)(model)
+        self.changes = Fp16Changes(
+            rewrite.weights,
+            tuple(name_of(node) for node in half),
+            tuple(name_of(node) for node in between if node in blocked),
+            rewrite.casts,
+        )
+        return ir.passes.PassResult(model, bool(half))
+
+
 def convert_to_fp16(
     model: onnx.ModelProto,
     *,
@@ -88,42 +141,9 @@ def convert_to_fp16(
         UnsupportedModelError: a node holds a graph of its own, a type is unknown, or a named node
             does not exist.
     """
-    graph = model.graph
-    _check_nodes(graph, float32_nodes)
-    _constants_to_initializers(graph)
-    fold_statistics(graph)
-    opset = standard_opset(model)
-    types = element_types(model)
-    slots = [half_slots(node, opset) for node in graph.node]
-    float_scales = {
-        index
-        for index, node in enumerate(graph.node)
-        if node.op_type in (QUANTIZE, DEQUANTIZE) and has_subnormal_scale(node, graph)
-    }
-    blocked = {
-        index
-        for index, node in enumerate(graph.node)
-        if node.op_type in float32_ops or node.name in float32_nodes
-    }
-    blocked |= {
-        reader
-        for index in float_scales
-        if graph.node[index].op_type == DEQUANTIZE
-        for reader, _ in readers_of(graph, graph.node[index].output[0])
-    }
-    regions = find_regions(graph)
-    between = {
-        index
-        for index in regions.image - regions.frame - regions.head
-        if _computes_floats(graph.node[index], slots[index], types)
-    }
-    half = between - blocked
-    half_names = tuple(graph.node[index].name for index in sorted(half))
-    float_names = tuple(graph.node[index].name for index in sorted(between & blocked))
-    rewrite = HalfRewrite(graph, types, slots, half, float_scales)
-    rewrite.run()
-    describe_tensors(model)
-    return Fp16Changes(rewrite.weights, half_names, float_names, rewrite.casts)
+    to_half = ToHalf(float32_ops=float32_ops, float32_nodes=float32_nodes)
+    model.CopyFrom(take_proto(to_half(ir.from_proto(model)).model))
+    return to_half.changes
 
 
 def fp16_remainder(model: onnx.ModelProto, *, float32_nodes: Collection[str] = ()) -> Fp16Changes:
@@ -140,7 +160,7 @@ def fp16_remainder(model: onnx.ModelProto, *, float32_nodes: Collection[str] = (
         UnsupportedModelError: there are no quantised layers, float16 scales are not to be had in
             the model's opset, or as for `convert_to_fp16`.
     """
-    opset = standard_opset(model)
+    opset = standard_opset(ir.from_proto(model))
     if not any(node.op_type == DEQUANTIZE for node in model.graph.node):
         raise UnsupportedModelError("the graph has no quantised layers.")
     if opset < MIN_HALF_SCALE_OPSET:
@@ -151,54 +171,29 @@ def fp16_remainder(model: onnx.ModelProto, *, float32_nodes: Collection[str] = (
     return convert_to_fp16(model, float32_nodes=float32_nodes)
 
 
-def _computes_floats(
-    node: onnx.NodeProto, slots: HalfSlots | None, types: Mapping[str, int]
-) -> bool:
+def _computes_floats(node: ir.Node, slots: HalfSlots | None) -> bool:
     """Say whether a node could compute in float16; Q and DQ follow their neighbours instead."""
     if slots is None or node.op_type in (QUANTIZE, DEQUANTIZE):
         return False
 
-    def any_half(names: Sequence[str], allowed: Sequence[bool]) -> bool:
+    def any_half(values: Sequence[ir.Value | None], allowed: Sequence[bool]) -> bool:
         return any(
-            may and types.get(name) == _FLOAT for name, may in zip(names, allowed, strict=True)
+            may and value is not None and value.dtype == ir.DataType.FLOAT
+            for value, may in zip(values, allowed, strict=True)
         )
 
-    return any_half(node.input, slots.inputs) or any_half(node.output, slots.outputs)
+    return any_half(node.inputs, slots.inputs) or any_half(node.outputs, slots.outputs)
 
 
-def _check_nodes(graph: onnx.GraphProto, named: Collection[str]) -> None:
-    known = {node.name for node in graph.node}
-    missing = sorted(set(named) - known)
+def _check_nodes(graph: ir.Graph, named: Collection[str]) -> None:
+    missing = sorted(set(named).difference(name_of(node) for node in graph))
     if missing:
         raise UnsupportedModelError(f"no node of the graph is called '{missing[0]}'.")
-    for node in graph.node:
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    for node in graph:
+        if any(attribute.type in graphs for attribute in node.attributes.values()):
             raise UnsupportedModelError(
                 f"node '{node.name}' ({node.op_type}) holds a graph of its own, which cannot be "
                 "made fp16.",
                 hint="Leave fp16 out of --precision, or let the model's path not depend on values.",
             )
-
-
-def _constants_to_initializers(graph: onnx.GraphProto) -> None:
-    """Give float Constant nodes the form of weights, so that one rule serves both."""
-    import numpy as np
-    import onnx
-    from onnx import numpy_helper
-
-    kept = []
-    for node in graph.node:
-        attribute = node.attribute[0] if node.op_type == "Constant" else None
-        if attribute is None or attribute.name not in ("value", "value_float", "value_floats"):
-            kept.append(node)
-            continue
-        if attribute.name == "value":
-            tensor = onnx.TensorProto()
-            tensor.CopyFrom(attribute.t)
-            tensor.name = node.output[0]
-        else:
-            held = attribute.f if attribute.name == "value_float" else list(attribute.floats)
-            tensor = numpy_helper.from_array(np.array(held, np.float32), node.output[0])
-        graph.initializer.append(tensor)
-    del graph.node[:]
-    graph.node.extend(kept)
