@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
-from fcn_deploy.names import Array
+from fcn_export.onnx_values import array_of
 
 if TYPE_CHECKING:
     import onnx
+
+    from fcn_deploy.names import Array
 
 __all__ = ["BakedNode", "describe_baked", "find_baked_nodes"]
 
@@ -54,15 +57,16 @@ def find_baked_nodes(first: onnx.ModelProto, second: onnx.ModelProto) -> tuple[B
         traces have different nodes, the first that differs.
     """
     found: dict[str, BakedNode] = {}
-    constants = _constants(first), _constants(second)
-    for ours, theirs in zip(first.graph.node, second.graph.node, strict=False):
+    graphs = ir.from_proto(first).graph, ir.from_proto(second).graph
+    for ours, theirs in zip(*graphs, strict=False):
         if ours.op_type != theirs.op_type:
-            node = BakedNode(ours.name, ours.op_type, ours.op_type, theirs.op_type)
+            node = BakedNode(ours.name or "", ours.op_type, ours.op_type, theirs.op_type)
             return (*found.values(), node)
-        difference = _difference(ours, theirs, constants)
+        difference = _difference(ours, theirs)
         if difference is not None:
-            user = _user_of(first.graph, ours)
-            found.setdefault(user.name, BakedNode(user.name, user.op_type, *difference))
+            user = _user_of(ours)
+            node = BakedNode(user.name or "", user.op_type, *difference)
+            found.setdefault(node.name, node)
     return tuple(found.values())
 
 
@@ -76,57 +80,35 @@ def describe_baked(
     return f"traced at {sizes} px, the graph holds the size as a constant in {listed}{more}"
 
 
-def _constants(model: onnx.ModelProto) -> dict[str, Array]:
-    from onnx import numpy_helper
-
-    small = {
-        tensor.name: numpy_helper.to_array(tensor)
-        for tensor in model.graph.initializer
-        if np.prod(tensor.dims, dtype=np.int64) <= _MAX_ELEMENTS
-        and tensor.data_location != tensor.EXTERNAL
-    }
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.HasField("t"):
-                small[node.output[0]] = numpy_helper.to_array(attribute.t)
-    return {name: value for name, value in small.items() if value.size <= _MAX_ELEMENTS}
-
-
-def _difference(
-    ours: onnx.NodeProto,
-    theirs: onnx.NodeProto,
-    constants: tuple[dict[str, Array], dict[str, Array]],
-) -> tuple[str, str] | None:
-    from onnx import helper
-
-    attributes = [
-        {a.name: helper.get_attribute_value(a) for a in node.attribute if not a.HasField("g")}
-        for node in (ours, theirs)
-    ]
-    for name, value in attributes[0].items():
-        other = attributes[1].get(name)
-        if ours.op_type != "Constant" and not _equal(value, other):
-            return f"{name} {value}", f"{other}"
-    for mine, other in zip(ours.input, theirs.input, strict=False):
-        first, second = constants[0].get(mine), constants[1].get(other)
-        if first is not None and second is not None and not _equal(first, second):
+def _difference(ours: ir.Node, theirs: ir.Node) -> tuple[str, str] | None:
+    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    for name, attribute in ours.attributes.items():
+        other = theirs.attributes.get(name)
+        if attribute.type in graphs or ours.op_type == "Constant":
+            continue
+        if other is None or not _equal(attribute.value, other.value):
+            return f"{name} {attribute.value}", f"{None if other is None else other.value}"
+    for mine, other_input in zip(ours.inputs, theirs.inputs, strict=False):
+        first, second = _small_constant(mine), _small_constant(other_input)
+        if first is not None and second is not None and not np.array_equal(first, second):
             return str(first.tolist()), str(second.tolist())
     return None
 
 
 def _equal(first: object, second: object) -> bool:
-    if hasattr(first, "SerializeToString") and hasattr(second, "SerializeToString"):
-        return bool(first.SerializeToString() == second.SerializeToString())
     return bool(np.array_equal(np.asarray(first), np.asarray(second)))
 
 
-def _user_of(graph: onnx.GraphProto, node: onnx.NodeProto) -> onnx.NodeProto:
+def _small_constant(value: ir.Value | None) -> Array | None:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return array_of(value) if tensor is not None and tensor.size <= _MAX_ELEMENTS else None
+
+
+def _user_of(node: ir.Node) -> ir.Node:
     """Follow a size to the node that uses it: users know a Resize, not the Concat before it."""
-    for _ in range(len(graph.node)):
-        if node.op_type not in _SIZE_CARRIERS:
-            return node
-        following = next((n for n in graph.node if node.output[0] in n.input), None)
-        if following is None:
-            return node
-        node = following
+    while node.op_type in _SIZE_CARRIERS:
+        following = node.outputs[0].consumers()
+        if not following:
+            break
+        node = following[0]
     return node

@@ -1,54 +1,59 @@
-"""Make a traced graph the artifact's: names, first and last Cast, nothing of this machine."""
+"""Make a traced graph the artifact's: names, first and last Cast, nothing of this machine.
+
+Needs a graph from a uint8 image to the outputs of its `GraphSpec`. What is computed stays. The
+input's sizes are read after its Cast, the scores get their names, dimensions are called N, H and W,
+equal constants are kept once, and stack traces with the paths of this machine go.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    DeduplicateHashedInitializersPass,
+)
 
 from fcn_deploy.errors import UnsupportedModelError
-from fcn_export.graph_spec import INPUT_NAME, LOW_RESOLUTION_SCORES, SCORES, GraphSpec
+from fcn_export.graph_spec import LOW_RESOLUTION_SCORES, SCORES, GraphSpec
+from fcn_export.onnx_values import forget_inner_shapes, input_of, tensors_by_name
 
-if TYPE_CHECKING:
-    import onnx
-
-__all__ = ["check_uint8_use", "finish_graph", "fixed_dims"]
+__all__ = ["FinishGraph", "check_uint8_use", "fixed_dims"]
 
 _DIM_NAMES = ("N", "H", "W")
 _LABEL_PASSES = {"Cast", "Identity", "Squeeze", "Gather", "Slice"}
 # "half_pixel" and PyTorch's own differ only where the output has a side of one pixel
-_BILINEAR_MODES = {b"half_pixel", b"pytorch_half_pixel"}
+_BILINEAR_MODES = {"half_pixel", "pytorch_half_pixel"}
 
 
-def fixed_dims(model: onnx.ModelProto) -> tuple[tuple[str, int], ...]:
+def fixed_dims(model: ir.Model) -> tuple[tuple[str, int], ...]:
     """Give the input's dimensions of batch, height and width that are constants, with values."""
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    return tuple(
-        (name, dim.dim_value)
-        for name, dim in zip(_DIM_NAMES, dims, strict=False)
-        if dim.HasField("dim_value")
-    )
+    dims = model.graph.inputs[0].shape or ()
+    named = zip(_DIM_NAMES, dims, strict=False)
+    return tuple((name, size) for name, size in named if isinstance(size, int))
 
 
-def finish_graph(model: onnx.ModelProto, spec: GraphSpec) -> None:
-    """Rewrite `model` in place, without changing what it computes.
+class FinishGraph(ir.passes.InPlacePass):
+    """See the module."""
 
-    The input's sizes are read after its Cast, the scores get their names, dimensions are called
-    N, H and W, equal constants are kept once, and stack traces with the paths of this machine go.
+    def __init__(self, spec: GraphSpec) -> None:
+        self._spec = spec
 
-    Raises:
-        UnsupportedModelError: uint8 is used elsewhere than at the ends, or onnx's checker
-            refuses the graph.
-    """
-    _read_sizes_after_cast(model.graph)
-    _name_scores(model.graph, spec)
-    _name_dims(model.graph, spec)
-    _share_equal_initializers(model.graph)
-    _remove_metadata(model)
-    check_uint8_use(model.graph)
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite the main graph.
+
+        Raises:
+            UnsupportedModelError: uint8 is used elsewhere than at the ends.
+        """
+        _read_sizes_after_cast(model.graph)
+        _name_scores(model.graph, self._spec)
+        _name_dims(model.graph, self._spec)
+        DeduplicateHashedInitializersPass()(model)
+        _remove_metadata(model)
+        check_uint8_use(model.graph)
+        return ir.passes.PassResult(model, True)
 
 
-def check_uint8_use(graph: onnx.GraphProto) -> None:
+def check_uint8_use(graph: ir.Graph) -> None:
     """Check that uint8 is only between the input and a Cast, and between a Cast and the output.
 
     TensorRT takes uint8 nowhere else.
@@ -56,169 +61,131 @@ def check_uint8_use(graph: onnx.GraphProto) -> None:
     Raises:
         UnsupportedModelError: a node of another kind reads or makes uint8; it is named.
     """
-    import onnx
-
-    uint8 = onnx.TensorProto.UINT8
-    typed = (*graph.input, *graph.value_info, *graph.output)
-    names = {value.name for value in typed if value.type.tensor_type.elem_type == uint8}
-    names |= {tensor.name for tensor in graph.initializer if tensor.data_type == uint8}
-    outputs = {value.name for value in graph.output}
-    for node in graph.node:
-        reads = names.intersection(node.input)
-        makes = names.intersection(node.output)
-        if node.op_type == "Cast" and makes <= outputs:
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None]
+        reads, makes = (
+            [value for value in values if value.dtype == ir.DataType.UINT8]
+            for values in (inputs, node.outputs)
+        )
+        if node.op_type == "Cast" and all(value.is_graph_output() for value in makes):
             continue
-        if reads or makes:
+        for value in (*reads, *makes):
             raise UnsupportedModelError(
-                f"node '{node.name}' ({node.op_type}) uses uint8 in '{(reads or makes).pop()}'; "
+                f"node '{node.name}' ({node.op_type}) uses uint8 in '{value.name}'; "
                 "only a Cast after the input and a Cast before the output may.",
                 hint="Let the model compute in float32.",
             )
 
 
-def _read_sizes_after_cast(graph: onnx.GraphProto) -> None:
+def _read_sizes_after_cast(graph: ir.Graph) -> None:
     """Let everything but the Cast read its output: torch.export asks the input for its sizes."""
-    for identity in _identities_of(graph, INPUT_NAME):
-        _replace_reads(graph.node, identity.output[0], INPUT_NAME)
-        graph.node.remove(identity)
-    casts = [n for n in graph.node if n.op_type == "Cast" and list(n.input) == [INPUT_NAME]]
+    image = graph.inputs[0]
+    for node in image.consumers():
+        if node.op_type == "Identity" and not node.outputs[0].is_graph_output():
+            node.outputs[0].replace_all_uses_with(image)
+            graph.remove(node, safe=True)
+    readers = set(image.consumers())
+    casts = [node for node in graph if node in readers and node.op_type == "Cast"]
     if not casts:
         raise UnsupportedModelError(
             "the traced graph does not begin with a Cast of its input.",
             hint="Report this with the model's code: it should not happen.",
         )
-    first = type(casts[0]).FromString(casts[0].SerializeToString())
-    for cast in casts:
-        _replace_reads(graph.node, cast.output[0], first.output[0])
-        graph.node.remove(cast)
-    _replace_reads(graph.node, INPUT_NAME, first.output[0])
-    graph.node.insert(0, first)
+    first, *others = casts
+    values = first.outputs[0]
+    for cast in others:
+        cast.outputs[0].replace_all_uses_with(values)
+        graph.remove(cast, safe=True)
+    for node, position in image.uses():
+        if node is not first:
+            node.replace_input_with(position, values)
+    if graph[0] is not first:
+        graph.remove(first)
+        graph.insert_before(graph[0], first)
 
 
-def _identities_of(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
-    outputs = {value.name for value in graph.output}
-    return [
-        n
-        for n in graph.node
-        if n.op_type == "Identity" and n.input[0] == name and n.output[0] not in outputs
-    ]
-
-
-def _name_scores(graph: onnx.GraphProto, spec: GraphSpec) -> None:
+def _name_scores(graph: ir.Graph, spec: GraphSpec) -> None:
     """Name the head's input, and what the last bilinear Resize before it reads."""
-    producers = {name: node for node in graph.node for name in node.output}
-    name = SCORES if spec.head == "scores" else _head_input(graph, producers)
-    if name is None:
+    scores = tensors_by_name(graph).get(SCORES) if spec.head == "scores" else _head_input(graph)
+    if scores is None:
         return
-    last = producers.get(name)
+    last = scores.producer()
     if spec.head != "scores":
-        _rename(graph, name, SCORES)
-    if last is None or last.op_type != "Resize" or not _is_bilinear(last):
+        _rename(graph, scores, SCORES)
+    if last is None or not _is_bilinear(last):
         return
-    low = last.input[0]
-    outputs = {value.name for value in graph.output}
-    if low in producers and low not in outputs and not _same_size(graph, low, SCORES):
+    low = input_of(last, 0)
+    named = low.producer() is not None and not low.is_graph_output()
+    if named and not _same_size(low, scores):
         _rename(graph, low, LOW_RESOLUTION_SCORES)
 
 
-def _head_input(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -> str | None:
+def _head_input(graph: ir.Graph) -> ir.Value | None:
     """Walk back from the labels, through Cast and the choice of one class, to ArgMax or Greater."""
-    node = producers.get(graph.output[0].name)
+    node = graph.outputs[0].producer()
     while node is not None and node.op_type in _LABEL_PASSES:
-        node = producers.get(node.input[0])
+        node = input_of(node, 0).producer()
     if node is None or node.op_type not in ("ArgMax", "Greater"):
         return None
-    return node.input[0] if node.input[0] in producers else None
+    value = input_of(node, 0)
+    return None if value.producer() is None else value
 
 
-def _is_bilinear(resize: onnx.NodeProto) -> bool:
-    import onnx
-
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in resize.attribute}
+def _is_bilinear(node: ir.Node) -> bool:
+    attributes = node.attributes
+    mode = attributes.get_string("coordinate_transformation_mode", "half_pixel")
     return (
-        attributes.get("mode") == b"linear"
-        and attributes.get("coordinate_transformation_mode", b"half_pixel") in _BILINEAR_MODES
-        and not attributes.get("antialias", 0)
+        node.op_type == "Resize"
+        and attributes.get_string("mode") == "linear"
+        and mode in _BILINEAR_MODES
+        and not ("antialias" in attributes and attributes.get_int("antialias"))
     )
 
 
-def _same_size(graph: onnx.GraphProto, first: str, second: str) -> bool:
+def _same_size(first: ir.Value, second: ir.Value) -> bool:
     """Say whether two tensors are known to have one height and width."""
-    shapes = {
-        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim][2:]
-        for value in (*graph.value_info, *graph.output)
-        if value.name in (first, second)
-    }
-    sizes = shapes.get(first)
-    return bool(sizes) and all(sizes or ()) and sizes == shapes.get(second)
+    if first.shape is None or second.shape is None:
+        return False
+    sides = first.shape[2:]
+    unknown = any(not isinstance(side, int) and side.value is None for side in sides)
+    return bool(sides) and not unknown and sides == second.shape[2:]
 
 
-def _name_dims(graph: onnx.GraphProto, spec: GraphSpec) -> None:
+def _name_dims(graph: ir.Graph, spec: GraphSpec) -> None:
     """Call dimensions N, H, W; inner shapes stay only where they are written in these names."""
-    dims = graph.input[0].type.tensor_type.shape.dim
-    ours = all(dim.dim_param in (name, "") for dim, name in zip(dims, _DIM_NAMES, strict=False))
-    if not ours:
-        del graph.value_info[:]
-    for value, tensor in (
-        (graph.input[0], spec.input),
-        *zip(graph.output, spec.outputs, strict=True),
-    ):
-        shape = value.type.tensor_type.shape
-        del shape.dim[:]
-        for size, letter in zip(tensor.shape, tensor.layout, strict=True):
-            dim = shape.dim.add()
-            if size is None:
-                dim.dim_param = letter
-            else:
-                dim.dim_value = size
+    dims = graph.inputs[0].shape or ()
+    named = zip(dims, _DIM_NAMES, strict=False)
+    if not all(isinstance(dim, int) or dim.value in (name, None) for dim, name in named):
+        forget_inner_shapes(graph)
+    specs = (spec.input, *spec.outputs)
+    for value, tensor in zip((graph.inputs[0], *graph.outputs), specs, strict=True):
+        sizes = zip(tensor.shape, tensor.layout, strict=True)
+        value.shape = ir.Shape([letter if size is None else size for size, letter in sizes])
 
 
-def _share_equal_initializers(graph: onnx.GraphProto) -> None:
-    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
-    doubles: dict[str, str] = {}
-    for tensor in graph.initializer:
-        if not tensor.raw_data:
-            continue
-        digest = hashlib.sha256(tensor.raw_data).digest()
-        kept = first.setdefault((tensor.data_type, tuple(tensor.dims), digest), tensor.name)
-        if kept != tensor.name:
-            doubles[tensor.name] = kept
-    for index in reversed(range(len(graph.initializer))):
-        if graph.initializer[index].name in doubles:
-            del graph.initializer[index]
-    for double, kept in doubles.items():
-        _replace_reads(graph.node, double, kept)
-
-
-def _remove_metadata(model: onnx.ModelProto) -> None:
+def _remove_metadata(model: ir.Model) -> None:
     graph = model.graph
-    values = (*graph.input, *graph.output, *graph.value_info)
-    for holder in (model, graph, *graph.node, *graph.initializer, *values):
-        del holder.metadata_props[:]
-        holder.doc_string = ""
+    ClearMetadataAndDocStringPass()(model)
+    for value in tensors_by_name(graph).values():
+        value.metadata_props.clear()
+        value.doc_string = None
+        tensor = value.const_value
+        if tensor is not None:
+            tensor.metadata_props.clear()
+        if isinstance(tensor, ir.serde.TensorProtoTensor):  # is written as it was read
+            tensor.raw.ClearField("doc_string")
+            tensor.raw.ClearField("metadata_props")
+    for holder in (model, graph):
+        holder.metadata_props.clear()
+        holder.doc_string = None
     graph.name = "frame_to_labels"
 
 
-def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
-    if old == new:
+def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    """Give a tensor a name; another one that has it gets another."""
+    other = tensors_by_name(graph).get(name)
+    if other is value:
         return
-    if any(new in node.output for node in graph.node):
-        _rename(graph, new, f"{new}_inner")
-    for node in graph.node:
-        for index, name in enumerate(node.output):
-            if name == old:
-                node.output[index] = new
-    _replace_reads(graph.node, old, new)
-    for value in graph.value_info:
-        if value.name == old:
-            value.name = new
-
-
-def _replace_reads(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
-    for node in nodes:
-        for index, name in enumerate(node.input):
-            if name == old:
-                node.input[index] = new
-        for attribute in node.attribute:  # branches of If and bodies of Loop read outer tensors
-            if attribute.HasField("g"):
-                _replace_reads(attribute.g.node, old, new)
+    if other is not None:
+        _rename(graph, other, f"{name}_inner")
+    value.name = name

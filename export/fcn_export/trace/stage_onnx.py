@@ -25,7 +25,6 @@ from fcn_export.request import ExportRequest
 from fcn_export.staged import GRAPH_NAME, Staged
 from fcn_export.steps import Steps
 from fcn_export.trace.activation import check_activation
-from fcn_export.trace.onnx_surgery import adopt_graph, wrap_network
 from fcn_export.trace.size_rule import SizeRule, find_size_rule, fit_shapes
 
 if TYPE_CHECKING:
@@ -76,7 +75,11 @@ def stage_onnx(
         ArtifactError, UntrustedArtifactError: the file is damaged, or unsafe to parse.
         UnsupportedModelError: it is no segmentation network with a float [N, C, H, W] input.
     """
-    from fcn_export.trace.finish import finish_graph
+    import onnx_ir as ir
+
+    from fcn_export.onnx_values import take_proto
+    from fcn_export.trace.finish import FinishGraph
+    from fcn_export.trace.onnx_surgery import AdoptGraph, WrapNetwork
 
     with steps.step("load"):
         data = read_plain_file(path)
@@ -91,18 +94,22 @@ def stage_onnx(
         steps.tell(f"{spec.num_classes} classes, {shapes.multiple_of} px steps")
     reference = OnnxReference(context, spec, scores=network.scores, threshold=network.threshold)
     with steps.step("wrap"):
-        model = _parse(path, data, graph)
+        proto = _parse(path, data, graph)
         check_activation(
-            *(model.graph, reference, spec, shapes),
+            proto.graph,
+            reference,
+            spec,
+            shapes,
             scores=network.scores,
             threshold_known=network.threshold_known,
         )
+        model = ir.from_proto(proto)
         if network.complete:
-            adopt_graph(model, output=network.output)
+            AdoptGraph(output=network.output)(model)
         else:
-            wrap_network(model, spec, scores=network.scores, threshold=network.threshold)
-        finish_graph(model, spec)
-        file = write_onnx(model, folder / GRAPH_NAME)
+            WrapNetwork(spec, scores=network.scores, threshold=network.threshold)(model)
+        FinishGraph(spec)(model)
+        file = write_onnx(take_proto(model), folder / GRAPH_NAME)
         del model
         steps.tell(f"opset {graph.opset}, {file.size_bytes / 1e6:.1f} MB")
     source = Source(path.name, hashlib.sha256(data).hexdigest(), None, str(path.absolute()))

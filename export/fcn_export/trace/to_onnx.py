@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
 import torch
 from torch import nn
 
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_export.graph_spec import INPUT_NAME, GraphSpec
+from fcn_export.onnx_values import standard_opset, take_proto
 from fcn_export.trace.exporter_messages import quiet_exporters
-from fcn_export.trace.finish import finish_graph, fixed_dims
+from fcn_export.trace.finish import FinishGraph, fixed_dims
 from fcn_export.trace.frame_network import FrameNetwork
 
 if TYPE_CHECKING:
@@ -101,10 +103,10 @@ def trace(
             log.debug("exporter %s failed", name, exc_info=True)
             failures.append(error)
             continue
-        opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+        opset = standard_opset(model)
         fixed = fixed_dims(model)
-        finish_graph(model, spec)
-        graph = TracedGraph(model, name, opset, _note(failures, bound), fixed)
+        FinishGraph(spec)(model)
+        graph = TracedGraph(take_proto(model), name, opset, _note(failures, bound), fixed)
         if not fixed:
             return graph
         bound = bound or graph
@@ -117,7 +119,7 @@ def trace(
     ) from failures[0]
 
 
-def _export_dynamo(module: FrameNetwork, image: torch.Tensor, spec: GraphSpec) -> onnx.ModelProto:
+def _export_dynamo(module: FrameNetwork, image: torch.Tensor, spec: GraphSpec) -> ir.Model:
     step = spec.multiple_of
     # a lower bound, as sizes at which a feature map is one pixel wide are a case of their own
     least_height, least_width = (max(2, least // step) for least in spec.min_size)
@@ -131,9 +133,7 @@ def _export_dynamo(module: FrameNetwork, image: torch.Tensor, spec: GraphSpec) -
     return _to_onnx(module, image, spec, dynamic_shapes=(dims,))
 
 
-def _export_dynamo_strict(
-    module: FrameNetwork, image: torch.Tensor, spec: GraphSpec
-) -> onnx.ModelProto:
+def _export_dynamo_strict(module: FrameNetwork, image: torch.Tensor, spec: GraphSpec) -> ir.Model:
     free = torch.export.Dim.AUTO
     program = torch.export.export(
         module, (image,), dynamic_shapes=({0: free, 1: free, 2: free},), strict=True
@@ -141,9 +141,7 @@ def _export_dynamo_strict(
     return _to_onnx(program, None, spec)
 
 
-def _to_onnx(
-    module: Any, image: torch.Tensor | None, spec: GraphSpec, **options: Any
-) -> onnx.ModelProto:
+def _to_onnx(module: Any, image: torch.Tensor | None, spec: GraphSpec, **options: Any) -> ir.Model:
     program = torch.onnx.export(
         module,
         () if image is None else (image,),
@@ -156,13 +154,11 @@ def _to_onnx(
     )
     if program is None:  # only with a file name, which is not given
         raise RuntimeError("torch.onnx.export gave no program")
-    model: onnx.ModelProto = program.model_proto
+    model: ir.Model = program.model  # its weights are the network's own
     return model
 
 
-def _export_torchscript(
-    module: FrameNetwork, image: torch.Tensor, spec: GraphSpec
-) -> onnx.ModelProto:
+def _export_torchscript(module: FrameNetwork, image: torch.Tensor, spec: GraphSpec) -> ir.Model:
     import onnx
 
     axes = {0: "N", 1: "H", 2: "W"}
@@ -182,10 +178,10 @@ def _export_torchscript(
             output_names=[output.name for output in spec.outputs],
             dynamic_axes={INPUT_NAME: axes},
         )
-        return onnx.load_model(path)
+        return ir.from_proto(onnx.load_model(path))
 
 
-_EXPORTERS: dict[str, Callable[[FrameNetwork, torch.Tensor, GraphSpec], onnx.ModelProto]] = {
+_EXPORTERS: dict[str, Callable[[FrameNetwork, torch.Tensor, GraphSpec], ir.Model]] = {
     "dynamo": _export_dynamo,
     "dynamo-strict": _export_dynamo_strict,
     "torchscript": _export_torchscript,

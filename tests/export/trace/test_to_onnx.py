@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_the_graph_begins_and_ends_with_a_cast_and_has_named_dynamic_sizes(
     assert operators(plain)[-3:] == ["Resize", "ArgMax", "Cast"]
     assert dims(graph.input) == [["N", "H", "W", 3]]
     assert dims(graph.output) == [["N", "H", "W"]]
-    check_uint8_use(graph)
+    check_uint8_use(ir.from_proto(plain.model).graph)
 
 
 def test_batch_norm_is_folded_and_normalisation_is_one_mul_and_add(plain: TracedGraph) -> None:
@@ -253,7 +254,7 @@ def test_uint8_in_the_middle_is_found() -> None:
     )
 
     with pytest.raises(UnsupportedModelError, match=r"'culprit' \(Transpose\) uses uint8"):
-        check_uint8_use(graph)
+        check_uint8_use(ir.from_proto(helper.make_model(graph)).graph)
 
 
 def test_a_size_that_became_a_constant_is_found_by_tracing_twice() -> None:
