@@ -1,1 +1,1 @@
-"""Rewrites of an ONNX graph, one a module: each says what it needs, does, and counts."""
+"""Passes over ONNX graphs, of onnx_ir's kind: one a module, which says what it needs and keeps."""

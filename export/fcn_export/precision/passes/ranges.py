@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from fcn_deploy.names import Array
 from fcn_export.graph_spec import INPUT_NAME
+from fcn_export.memory import release_freed_memory
 from fcn_export.onnx_file import OnnxFile
 from fcn_export.onnx_values import name_of, take_proto
 from fcn_export.precision.passes.element_types import InferTypes
@@ -38,6 +39,7 @@ def largest_values(file: OnnxFile, batches: Iterable[Array]) -> Mapping[str, flo
         ArtifactError, ExecutionError: ONNX Runtime does not run the graph.
     """
     names, outputs, data = _with_extents(file)
+    release_freed_memory()  # the graph was there twice
     beside = file.path.with_name(f".{file.path.name}.ranges")
     found: dict[str, float] = dict.fromkeys(names, 0.0)
     with OnnxFile(beside, data, file.weights).opened(_BACKEND) as context:
