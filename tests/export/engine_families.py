@@ -17,7 +17,7 @@ from fcn_export.graph_spec import GraphSpec
 from fcn_export.trace.to_onnx import trace
 from fcn_models import FCN, Backbone
 from fcn_models.fcn import Geometry, Variant
-from tests.export.tiny_networks import seeded
+from tests.export.tiny_networks import PyramidPooling, seeded
 
 __all__ = ["FAMILIES", "FCNS", "traced"]
 
@@ -109,6 +109,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], Preprocess]] = {
     "lraspp": (_lraspp, default_preprocess()),
     "fcn_resnet": (_NarrowFCNResNet, default_preprocess()),
     "transposed": (_TransposedFCN, default_preprocess()),
+    "pyramid": (PyramidPooling, default_preprocess()),
     **{name: (make, default_preprocess()) for name, make in FCNS.items()},
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ from tests.export.tiny_networks import (
     BakedHeight,
     BakedWidth,
     HalfResolution,
+    Patches,
     PoolingBranch,
+    PyramidPooling,
+    RoundingUp,
     UNet,
     seeded,
 )
@@ -258,6 +262,26 @@ def test_a_pooling_branch_is_right_at_sizes_never_seen(tmp_path: Path) -> None:
     assert max(row.max_score_error for row in report.parity) < 1e-4
 
 
+def test_a_pyramid_of_bins_is_right_in_every_precision(tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    for seed in range(4):
+        frame = natural_frame(96, 80, seed=seed)
+        cv2.imwrite(str(tmp_path / "frames" / f"{seed}.png"), frame)
+
+    report = export_model(
+        seeded(PyramidPooling), tmp_path / "m.fcn", request=request(calibrate=tmp_path / "frames")
+    )
+
+    assert {file.precision for file in report.files} == {
+        *(Precision.FP32, Precision.FP16, Precision.INT8)
+    }
+    assert min(entry.label_agreement for entry in report.measured) > 0.97
+    assert max(row.max_score_error for row in report.parity) < 1e-4
+    field = Artifact.open(tmp_path / "m.fcn").manifest.receptive_field
+    assert field is not None
+    assert any("reads the whole image" in text for text in field.whole_image)
+
+
 def test_a_size_that_no_exporter_can_free_is_named_with_its_node(tmp_path: Path) -> None:
     with pytest.raises(
         ParityError, match=r"holds the size as a constant in '.*Resize' \(Resize: \[151\]"
@@ -363,6 +387,47 @@ class OneSize(nn.Module):
 def test_a_network_of_one_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="mat1 and mat2"):
         export_model(seeded(OneSize), tmp_path / "m.fcn", request=request())
+
+
+def test_a_network_of_one_size_is_exported_where_no_other_is_asked_for(tmp_path: Path) -> None:
+    only = {"size": (96, 80), "min_size": (96, 80), "max_size": (96, 80)}
+    network = seeded(OneSize)
+
+    report = export_model(network, tmp_path / "m.fcn", request=request(**only))
+
+    manifest = Artifact.open(tmp_path / "m.fcn").manifest
+    assert manifest.shapes.min[1:] == manifest.shapes.max[1:] == (96, 80)
+    assert manifest.inputs[0].shape == (None, 96, 80, 3)
+    assert any("96x80 px only" in note for note in report.notes)
+    assert {(row.height, row.width) for row in report.parity} == {(96, 80)}
+
+
+def test_a_network_that_refuses_the_only_size_is_refused(tmp_path: Path) -> None:
+    only = {"size": (96, 96), "min_size": (96, 96), "max_size": (96, 96)}
+
+    with pytest.raises(UnsupportedModelError, match=r"\[1, 3, 96, 96\]: .*mat1 and mat2"):
+        export_model(seeded(OneSize), tmp_path / "m.fcn", request=request(**only))
+
+
+@pytest.mark.parametrize(
+    ("make", "step"),
+    [(lambda: Patches(14), 14), (lambda: RoundingUp(4), 2)],
+    ids=["patches of 14 px", "a decoder that overshoots"],
+)
+def test_a_network_of_an_uncommon_step_runs_at_any_size(
+    tmp_path: Path, make: Callable[[], nn.Module], step: int
+) -> None:
+    network = seeded(make).eval()
+
+    export_model(network, tmp_path / "m.fcn", request=request())
+
+    shapes = Artifact.open(tmp_path / "m.fcn").manifest.shapes
+    assert shapes.multiple_of == step
+    assert {side % step for shape in shapes for side in shape[1:]} == {0}
+    frame = natural_frame(75, 109, seed=0)
+    with Segmenter.open(tmp_path / "m.fcn", backend="onnxruntime") as segmenter:
+        labels = segmenter(frame).labels
+    assert labels.shape == (75, 109)
 
 
 def test_torchvisions_lraspp_keeps_its_low_resolution_scores_in_reach(tmp_path: Path) -> None:

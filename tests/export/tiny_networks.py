@@ -13,7 +13,10 @@ __all__ = [
     "BakedWidth",
     "BranchOnData",
     "HalfResolution",
+    "Patches",
     "PoolingBranch",
+    "PyramidPooling",
+    "RoundingUp",
     "UNet",
     "seeded",
 ]
@@ -60,6 +63,51 @@ class PoolingBranch(nn.Module):
         spread = F.interpolate(mean, size=features.shape[-2:], mode="bilinear", align_corners=False)
         scores = self.classifier(torch.cat([features, spread], dim=1))
         return F.interpolate(scores, size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class Patches(nn.Module):
+    """As a vision transformer: takes whole patches only, and says so itself."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.embed = nn.Conv2d(3, 8, patch, patch)
+        self.classifier = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        assert height % self.patch == 0, f"height {height} is not a multiple of {self.patch}"
+        assert width % self.patch == 0, f"width {width} is not a multiple of {self.patch}"
+        return torch.as_tensor(self.classifier(F.gelu(self.embed(x))))
+
+
+class RoundingUp(nn.Sequential):
+    """Halves an odd side upwards and doubles it again: 97 px give 98 px of scores."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, classes, 4, 2, 1)
+        )
+
+
+class PyramidPooling(nn.Module):
+    """As PSPNet: means of a grid of bins, that of bins which no size divides included."""
+
+    def __init__(self, bins: tuple[int, ...] = (1, 2, 3, 6)) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=4, padding=1)
+        self.pools = nn.ModuleList(nn.AdaptiveAvgPool2d(each) for each in bins)
+        self.reduce = nn.ModuleList(nn.Conv2d(8, 4, 1) for _ in bins)
+        self.classifier = nn.Conv2d(8 + 4 * len(bins), 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = F.relu(self.stem(x))
+        parts = [features]
+        for pool, reduce in zip(self.pools, self.reduce, strict=True):
+            part = reduce(pool(features))
+            parts.append(F.interpolate(part, features.shape[-2:], mode="bilinear"))
+        scores = self.classifier(torch.cat(parts, dim=1))
+        return F.interpolate(scores, size=x.shape[-2:], mode="bilinear")
 
 
 class UNet(nn.Module):

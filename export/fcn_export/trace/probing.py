@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from fcn_deploy.artifact.shape_range import ShapeRange
@@ -9,14 +10,23 @@ from fcn_deploy.errors import UnsupportedModelError
 from fcn_export.graph_spec import GraphSpec
 from fcn_export.load.torch_model import LoadedModel, probe
 from fcn_export.request import ExportRequest
-from fcn_export.trace.size_rule import STEPS, find_size_rule, fit_shapes
+from fcn_export.trace.size_rule import (
+    RunSize,
+    SizeRule,
+    find_only_size,
+    find_size_rule,
+    fit_shapes,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["plan_graph"]
 
-_PROBE_SIZE = (128, 192)  # multiples of every step that is tried, unequal, and cheap
+log = logging.getLogger(__name__)
+
+# unequal and cheap, multiples of all powers of two up to 64; then of patches of 14 and of 12 px
+_PROBE_SIZES = ((128, 192), (336, 336), (224, 224))
 
 
 def plan_graph(
@@ -36,7 +46,8 @@ def plan_graph(
     preprocess = request.preprocess()
     channels = len(preprocess.mean)
     key = loaded.output_key
-    classes = _count_classes(module, channels, key, request.size)
+    asked = request.shapes()
+    classes = _count_classes(module, channels, key, asked)
 
     def run(height: int, width: int) -> tuple[int, int]:
         import torch
@@ -47,8 +58,8 @@ def plan_graph(
             scores = select_output(module(torch.zeros(1, channels, height, width)), key)
         return scores.shape[2], scores.shape[3]
 
-    asked = request.shapes()
-    rule = find_size_rule(run, min_size=asked.min[1:], max_size=asked.max[1:])
+    rule, bound = _find_rule(run, asked)
+    size = asked.opt[1:] if bound else (None, None)
     spec = GraphSpec(
         preprocess,
         classes,
@@ -59,14 +70,32 @@ def plan_graph(
         multiple_of=rule.multiple_of,
         min_size=rule.min_size,
         opset=request.opset,
+        fixed=(None, *size),
     )
-    return spec, fit_shapes(asked, rule)
+    return spec, asked if bound else fit_shapes(asked, rule)
 
 
-def _count_classes(module: nn.Module, channels: int, key: str | None, size: tuple[int, int]) -> int:
-    """Run the network once; where it refuses a small image, at the usual size."""
+def _find_rule(run: RunSize, asked: ShapeRange) -> tuple[SizeRule, bool]:
+    """Find the rule; also says whether the network is bound to the only size that is asked for."""
+    low, usual, high = (shape[1:] for shape in asked)
+    if low != high:
+        return find_size_rule(run, min_size=low, max_size=high, size=usual), False
+    only = find_only_size(run, usual)
     try:
-        return probe(module, channels=channels, size=_PROBE_SIZE, output_key=key)[1]
+        rule = find_size_rule(run, min_size=low, max_size=high)
     except UnsupportedModelError:
-        height, width = (-(-side // STEPS[-1]) * STEPS[-1] for side in size)
-        return probe(module, channels=channels, size=(height, width), output_key=key)[1]
+        return only, True
+    return (rule, False) if rule.min_size == usual else (only, True)
+
+
+def _count_classes(module: nn.Module, channels: int, key: str | None, asked: ShapeRange) -> int:
+    """Run the network once, at a size that is asked for or else a usual one."""
+    single = asked.min[1:] == asked.max[1:]
+    sizes = (asked.opt[1:],) if single else (asked.min[1:], *_PROBE_SIZES, asked.opt[1:])
+    *first, last = dict.fromkeys(sizes)
+    for size in first:
+        try:
+            return probe(module, channels=channels, size=size, output_key=key)[1]
+        except UnsupportedModelError as error:
+            log.debug("%dx%d px is refused: %s", *size, error)
+    return probe(module, channels=channels, size=last, output_key=key)[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,9 +63,13 @@ def stage_module(
     with steps.step("try sizes"):
         spec, shapes = plan_graph(module, loaded, request)
         steps.tell(_describe_sizes(spec, shapes))
-    size = example_size(spec)
     with steps.step("trace"):
         graph = trace(module, spec)
+        if graph.fixed and shapes.min[1:] == shapes.max[1:]:  # one size is all that is asked for
+            spec = replace(spec, multiple_of=1, fixed=(None, *shapes.opt[1:]))
+            shapes = replace(shapes, multiple_of=1)
+            graph = trace(module, spec)
+        size = example_size(spec)
         if graph.fixed:
             raise _bound_to_size(module, spec, size, graph)
         reference = TorchReference(module, spec)
@@ -74,6 +79,7 @@ def stage_module(
         del graph
         release_freed_memory()
         steps.tell(f"{exporter}, opset {opset}, {file.size_bytes / 1e6:.1f} MB")
+    single = spec.fixed[1] is not None
     return Staged(
         file,
         spec,
@@ -82,9 +88,9 @@ def stage_module(
         _source(loaded),
         exporter,
         opset,
-        _notes(request, shapes, exporter, opset, note),
-        size,
-        lambda: _find_baked(module, spec, size, file, exporter),
+        _notes(request, spec, shapes, exporter, opset, note),
+        None if single else size,
+        lambda: None if single else _find_baked(module, spec, size, file, exporter),
         None if info is None else info.classes,
     )
 
@@ -110,6 +116,8 @@ def _describe(loaded: LoadedModel) -> str:
 
 def _describe_sizes(spec: GraphSpec, shapes: ShapeRange) -> str:
     rule = "any size" if shapes.multiple_of == 1 else f"multiples of {shapes.multiple_of} px"
+    if spec.fixed[1] is not None:
+        rule = f"{shapes.opt[1]}x{shapes.opt[2]} px only"
     where = "in the graph" if spec.upsample else "by the network"
     return f"{spec.num_classes} classes, {rule}, full size {where}"
 
@@ -127,13 +135,20 @@ def _source(loaded: LoadedModel) -> Source:
 
 
 def _notes(
-    request: ExportRequest, shapes: ShapeRange, exporter: str, opset: int, note: str | None
+    request: ExportRequest,
+    spec: GraphSpec,
+    shapes: ShapeRange,
+    exporter: str,
+    opset: int,
+    note: str | None,
 ) -> tuple[str, ...]:
     notes = []
     if note is not None:
         notes.append(f"Exported by {exporter}: {note}.")
     if opset != request.opset:
         notes.append(f"The graph is in opset {opset}: {exporter} does not write {request.opset}.")
+    if spec.fixed[1] is not None:
+        notes.append(f"The network takes {shapes.opt[1]}x{shapes.opt[2]} px only.")
     if shapes.multiple_of > 1:
         notes.append(
             f"The network takes multiples of {shapes.multiple_of} px only; the runtime pads "

@@ -211,7 +211,9 @@ def _plan(
         only = (batch or 1, *size)
         shapes = ShapeRange(only, only, only)
     else:
-        rule = find_size_rule(run, min_size=asked.min[1:], max_size=asked.max[1:])
+        rule = find_size_rule(
+            run, min_size=asked.min[1:], max_size=asked.max[1:], size=asked.opt[1:]
+        )
         shapes = fit_shapes(asked, rule)
     spec = GraphSpec(
         request.preprocess(),

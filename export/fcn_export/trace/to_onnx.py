@@ -16,6 +16,7 @@ from torch import nn
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_export.graph_spec import INPUT_NAME, GraphSpec
 from fcn_export.onnx_values import standard_opset, take_proto
+from fcn_export.trace.adaptive_pooling import FollowingPools
 from fcn_export.trace.exporter_messages import quiet_exporters
 from fcn_export.trace.finish import FinishGraph, fixed_dims
 from fcn_export.trace.frame_network import FrameNetwork
@@ -60,6 +61,9 @@ def example_size(spec: GraphSpec, *, variation: int = 0) -> tuple[int, int]:
     Args:
         variation: 1 gives another such size, to compare two traces.
     """
+    _, height, width = spec.fixed
+    if height is not None and width is not None:
+        return height, width
     step = spec.multiple_of
     least = max(3, -(-max(*spec.min_size, 96) // step))
     height, width = (least | 1) + 10 // step, (least | 1) + 52 // step + 2
@@ -97,14 +101,14 @@ def trace(
         exporters = ("torchscript",) if _is_scripted(module) else tuple(_EXPORTERS)
     for name in exporters:
         try:
-            with quiet_exporters(), torch.no_grad():
+            with quiet_exporters(), torch.no_grad(), FollowingPools():
                 model = _EXPORTERS[name](module, image, spec)
         except _FAILURES as error:
             log.debug("exporter %s failed", name, exc_info=True)
             failures.append(error)
             continue
         opset = standard_opset(model)
-        fixed = fixed_dims(model)
+        fixed = tuple(dim for dim in fixed_dims(model) if dim[0] not in _dims_meant_fixed(spec))
         FinishGraph(spec)(model)
         graph = TracedGraph(take_proto(model), name, opset, _note(failures, bound), fixed)
         if not fixed:
@@ -120,6 +124,8 @@ def trace(
 
 
 def _export_dynamo(module: FrameNetwork, image: torch.Tensor, spec: GraphSpec) -> ir.Model:
+    if _dims_meant_fixed(spec):
+        return _to_onnx(module, image, spec, dynamic_shapes=({0: torch.export.Dim("N")},))
     step = spec.multiple_of
     # a lower bound, as sizes at which a feature map is one pixel wide are a case of their own
     least_height, least_width = (max(2, least // step) for least in spec.min_size)
@@ -135,8 +141,9 @@ def _export_dynamo(module: FrameNetwork, image: torch.Tensor, spec: GraphSpec) -
 
 def _export_dynamo_strict(module: FrameNetwork, image: torch.Tensor, spec: GraphSpec) -> ir.Model:
     free = torch.export.Dim.AUTO
+    axes = (0,) if _dims_meant_fixed(spec) else (0, 1, 2)
     program = torch.export.export(
-        module, (image,), dynamic_shapes=({0: free, 1: free, 2: free},), strict=True
+        module, (image,), dynamic_shapes=(dict.fromkeys(axes, free),), strict=True
     )
     return _to_onnx(program, None, spec)
 
@@ -161,7 +168,7 @@ def _to_onnx(module: Any, image: torch.Tensor | None, spec: GraphSpec, **options
 def _export_torchscript(module: FrameNetwork, image: torch.Tensor, spec: GraphSpec) -> ir.Model:
     import onnx
 
-    axes = {0: "N", 1: "H", 2: "W"}
+    axes = {0: "N"} if _dims_meant_fixed(spec) else {0: "N", 1: "H", 2: "W"}
     module.for_torchscript = True
     traced: nn.Module = module
     if _is_scripted(module):  # the exporter's own tracer takes no scripted parts; jit.trace does
@@ -186,6 +193,11 @@ _EXPORTERS: dict[str, Callable[[FrameNetwork, torch.Tensor, GraphSpec], ir.Model
     "dynamo-strict": _export_dynamo_strict,
     "torchscript": _export_torchscript,
 }
+
+
+def _dims_meant_fixed(spec: GraphSpec) -> tuple[str, ...]:
+    """Name the dimensions that are to be constants, of a network that takes one size."""
+    return () if spec.fixed[1] is None else ("H", "W")
 
 
 def _is_scripted(module: nn.Module) -> bool:

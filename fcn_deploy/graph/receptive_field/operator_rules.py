@@ -230,11 +230,37 @@ def _flatten(step: Step) -> Features:
 
 def _multiply(step: Step) -> Features:
     source, weights = step.first, step.given(1)
+    if weights is not None and step.node.op_type == "MatMul":
+        gathered = _gathered(step, source, weights)
+        if gathered is not None:
+            return gathered
     inner = step.integer("transA", 0) == 0 and source.spans[-1] is None
     if weights is None or weights.is_spatial or len(weights.dims) != 2 or not inner:
         raise UntraceableError("multiplies matrices over the image")
     columns = weights.dims[0 if step.integer("transB", 0) else 1]
     return Features((*source.dims[:-1], columns), source.spans)
+
+
+def _gathered(step: Step, left: Features, right: Features) -> Features | None:
+    """Follow sums over all rows or all columns, by a matrix that is made to fit them."""
+    if left.is_spatial == right.is_spatial or left.dims[-1:] != right.dims[-2:-1]:
+        return None
+    if len(left.dims) == 2 and right.spans[-2] is not None:
+        step.note("reads the whole image")
+        dims = (*right.dims[:-2], left.dims[0], right.dims[-1])
+        return Features(dims, (*right.spans[:-2], None, right.spans[-1]))
+    if len(right.dims) == 2 and left.spans[-1] is not None:
+        step.note("reads the whole image")
+        return Features((*left.dims[:-1], right.dims[1]), (*left.spans[:-1], None))
+    return None
+
+
+def _count(step: Step) -> Features:
+    """Follow numbers of places: a part of an image counts anew."""
+    values = [step.value(index) for index in range(3)]
+    start, limit, delta = (0 if one is None else float(one.reshape(-1)[0]) for one in values)
+    step.note("counts places of the image")
+    return Features.constant((max(0, math.ceil((limit - start) / delta)),))
 
 
 def _expand(step: Step) -> Features:
@@ -316,6 +342,7 @@ _RULES = _table(
     (_flatten, "Flatten"),
     (_multiply, "MatMul Gemm"),
     (_expand, "Expand"),
+    (_count, "Range"),
     (_fill, "ConstantOfShape"),
     (_pad, "Pad"),
     (_depth_to_space, "DepthToSpace"),
