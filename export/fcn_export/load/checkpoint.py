@@ -20,13 +20,14 @@ from fcn_deploy.errors import (
 )
 from fcn_export.load.file_kind import ModelFile, ModelFormat, model_format, open_model_file
 from fcn_export.load.pickles import PickleScan, harmless_globals, refused_name, scan_pickle
+from fcn_export.load.stored_arrays import StoredArray
 from fcn_models.checkpoint_info import METADATA_KEY
 from fcn_models.foreign_errors import READ_ERRORS, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Checkpoint", "prefix_forms", "read_checkpoint"]
+__all__ = ["Checkpoint", "parts_of", "prefix_forms", "read_checkpoint"]
 
 # the first that is there wins; averaged weights come last, since scripts keep both and evaluate
 # the plain ones
@@ -51,7 +52,10 @@ _MAX_WRAPPING = 4
 # DataParallel and DDP, torch.compile, Lightning and the like
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
-# of a refused pickle, to say what it names
+# what a pickle names of these is no part of any network
+_ACTING_ROOTS = frozenset(("builtins", "os", "posix", "nt", "subprocess", "sys", "importlib"))
+
+# of a pickle, to find what it names
 _MAX_SCANNED_BYTES = 16 << 20
 
 _WEIGHTS_ALONE = "Save the weights alone: torch.save(model.state_dict(), 'weights.pt')."
@@ -107,9 +111,12 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_code: bool = False) -
         if kind == "safetensors":
             loaded, metadata = _load_safetensors(file)
         else:
-            loaded = _load_torch(file, kind)
+            scan = _scan(file, kind)
+            loaded = _load_torch(file, kind, scan)
             if isinstance(loaded, Mapping):
                 metadata = loaded.get(METADATA_KEY)
+            if scan.holds_module and _weights_in(loaded, depth=_MAX_WRAPPING) is None:
+                raise _holds_module(file, scan, None)
         state = _find_state(loaded, path=file.path)
         text = metadata if isinstance(metadata, str) else None
         return Checkpoint(file.path, kind, sha256, state=state, metadata=text)
@@ -133,6 +140,17 @@ def prefix_forms(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], ...
         kept |= {"": versions[prefix[:-1]]} if prefix[:-1] in versions else {}
         setattr(stripped, _METADATA, kept)
         forms.append(stripped)
+
+
+def parts_of(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], ...]:
+    """Give what lies under each of the usual prefixes, where other names lie beside it."""
+    parts = []
+    for prefix in _PREFIXES:
+        named = OrderedDict((key, state[key]) for key in state if key.startswith(prefix))
+        if 0 < len(named) < len(state):
+            setattr(named, _METADATA, getattr(state, _METADATA, {}))
+            parts.append(named)
+    return tuple(parts)
 
 
 def _carries_code(file: ModelFile, kind: ModelFormat) -> UntrustedArtifactError:
@@ -180,12 +198,12 @@ def _load_safetensors(file: ModelFile) -> tuple[dict[str, Tensor], str | None]:
         raise _unreadable(file, exc) from exc
 
 
-def _load_torch(file: ModelFile, kind: ModelFormat) -> Any:
+def _load_torch(file: ModelFile, kind: ModelFormat, scan: PickleScan) -> Any:
     """Load what torch.save wrote: tensors and plain containers, the rest inert."""
     import torch
 
     try:
-        with harmless_globals(), warnings.catch_warnings():
+        with harmless_globals(scan), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on unusual protocols; a failure is explained below
             return torch.load(
                 file.library_path,
@@ -194,7 +212,7 @@ def _load_torch(file: ModelFile, kind: ModelFormat) -> Any:
                 mmap=kind == "torch",  # what is not needed, such as the optimizer, stays on disk
             )
     except UnpicklingError as exc:
-        raise _refused(file, kind, exc) from exc
+        raise _refused(file, scan, exc) from exc
     except READ_ERRORS as exc:
         raise _unreadable(file, exc) from exc
 
@@ -207,19 +225,31 @@ def _unreadable(file: ModelFile, exc: BaseException) -> UnsupportedModelError:
     )
 
 
-def _refused(file: ModelFile, kind: ModelFormat, exc: UnpicklingError) -> FcnDeployError:
-    """Say why a pickle was refused, from what it names."""
-    scan = _scan(file, kind)
-    name = refused_name(str(exc), scan)
-    if scan.holds_module:
+def _holds_module(file: ModelFile, scan: PickleScan, name: str | None) -> UnsupportedModelError:
+    """Refuse a whole network, and say how to save its weights.
+
+    Args:
+        name: of its class; None takes the first that the file names.
+    """
+    if name is None:
         modules = [x for x in scan.names if not x.startswith(("torch._", "torch.serial", "coll"))]
-        return UnsupportedModelError(
-            f"'{file.path}' holds a pickled module, '{name or modules[0]}', not a state dict; "
-            "unpickling it would run code, so it is refused.",
-            hint="Where the class can be imported, load it once and "
-            "torch.save(model.state_dict(), 'weights.pt'); then export that, with "
-            "--arch package.module:factory if the network is not torchvision's.",
-        )
+        name = modules[0]
+    return UnsupportedModelError(
+        f"'{file.path}' holds a pickled module, '{name}', not a state dict; "
+        "unpickling it would run code, so it is refused.",
+        hint="Where the class can be imported, load it once and "
+        "torch.save(model.state_dict(), 'weights.pt'); then export that, with "
+        "--arch package.module:factory if the network is not torchvision's.",
+    )
+
+
+def _refused(file: ModelFile, scan: PickleScan, exc: UnpicklingError) -> FcnDeployError:
+    """Say why a pickle was refused, from what it names."""
+    name = refused_name(str(exc), scan)
+    # beside a module, a call is what has to be said
+    acts = name is not None and name.partition(".")[0] in _ACTING_ROOTS
+    if scan.holds_module and not acts:
+        return _holds_module(file, scan, name)
     if name is not None:
         return UntrustedArtifactError(
             f"'{file.path}' names '{name}', which is neither a tensor nor on the list of harmless "
@@ -245,7 +275,10 @@ def _scan(file: ModelFile, kind: ModelFormat) -> PickleScan:
         start = BytesIO(file.stream.read(_MAX_SCANNED_BYTES))
         return [scan_pickle(start) for _ in range(4)][-1]  # magic, version, system, the object
     with zipfile.ZipFile(file.stream) as archive:
-        record = next(x for x in archive.namelist() if x.rpartition("/")[2] == "data.pkl")
+        names = archive.namelist()
+        record = next((x for x in names if x.rpartition("/")[2] == "data.pkl"), None)
+        if record is None:
+            return PickleScan((), 0)
         with archive.open(record) as stream:
             return scan_pickle(BytesIO(stream.read(_MAX_SCANNED_BYTES)))
 
@@ -283,13 +316,21 @@ def _weights_in(found: Any, *, depth: int) -> Mapping[Any, Any] | None:
 
 
 def _tensors_of(mapping: Mapping[Any, Any]) -> OrderedDict[str, Tensor]:
-    import torch
-
     return OrderedDict(
         (key, value.detach())
-        for key, value in mapping.items()
-        if isinstance(key, str) and isinstance(value, torch.Tensor)
+        for key, stored in mapping.items()
+        if isinstance(key, str) and (value := _as_tensor(stored)) is not None
     )
+
+
+def _as_tensor(stored: Any) -> Tensor | None:
+    """Give a stored tensor or array of numbers as a tensor; None where it is something else."""
+    import torch
+
+    if isinstance(stored, torch.Tensor):
+        return stored
+    array = stored.to_numpy() if isinstance(stored, StoredArray) else None
+    return None if array is None else torch.from_numpy(array)
 
 
 def _checked(

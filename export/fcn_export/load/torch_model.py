@@ -17,7 +17,7 @@ from fcn_export.load.architectures import (
     is_family_name,
     recognise,
 )
-from fcn_export.load.checkpoint import Checkpoint, prefix_forms, read_checkpoint
+from fcn_export.load.checkpoint import Checkpoint, parts_of, prefix_forms, read_checkpoint
 from fcn_export.load.factory import build_from_factory, is_factory, parse_arch_args
 from fcn_export.load.module_outputs import DEFAULT_OUTPUT_KEY, probe, select_output
 from fcn_export.load.weights import check_finite_weights, fill_weights
@@ -55,6 +55,7 @@ class LoadedModel:
         path: of the file, as given; None for a module that was handed over.
         sha256: of the file, hexadecimal, or None.
         info: what the file says beside its weights: colours, mean, std, classes; mostly None.
+        notes: what a user should know of the weights, one sentence each.
     """
 
     module: nn.Module = field(repr=False)
@@ -66,6 +67,7 @@ class LoadedModel:
     path: Path | None = None
     sha256: str | None = None
     info: CheckpointInfo | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_module(
@@ -120,6 +122,9 @@ def load_model(
     if checkpoint.state is None:
         return _carried(checkpoint, arch=arch, output_key=output_key)
     forms = prefix_forms(checkpoint.state)
+    beside: tuple[str, ...] = ()
+    if arch is None or not is_factory(arch):
+        forms, beside = _recognisable(forms)
     info = None
     if checkpoint.metadata is not None:
         info = parse_info(checkpoint.metadata, where=f"'{checkpoint.path}'")
@@ -137,7 +142,7 @@ def load_model(
         known = _recognised_as(arch, arguments, forms[-1])
         name, num_classes, module = known.name, known.num_classes, build_architecture(known)
         output_key = output_key or DEFAULT_OUTPUT_KEY
-    fill_weights(module, forms, arch=name, source=os.fspath(path))
+    beside += fill_weights(module, forms, arch=name, source=os.fspath(path))
     return LoadedModel(
         _frozen_for_inference(module),
         arch=name,
@@ -148,7 +153,38 @@ def load_model(
         path=checkpoint.path,
         sha256=checkpoint.sha256,
         info=info,
+        notes=_beside_note(beside),
     )
+
+
+def _beside_note(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    listed = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
+    return (f"Beside the network's weights the file holds {listed}: no part of it, left out.",)
+
+
+def _recognisable(
+    forms: tuple[Mapping[str, Tensor], ...],
+) -> tuple[tuple[Mapping[str, Tensor], ...], tuple[str, ...]]:
+    """Give the forms of the only part whose network is known, and the names beside that part."""
+    whole = forms[-1]
+    if not _is_known(whole):
+        parts = [part for part in parts_of(whole) if _is_known(prefix_forms(part)[-1])]
+        if len(parts) == 1:
+            return prefix_forms(parts[0]), tuple(name for name in whole if name not in parts[0])
+    return forms, ()
+
+
+def _is_known(state: Mapping[str, Tensor]) -> bool:
+    from fcn_models.checkpoints import recognise_fcn
+
+    try:
+        if recognise_fcn(state) is None:
+            recognise(state)
+    except UnsupportedModelError:
+        return False
+    return True
 
 
 def _of_family(

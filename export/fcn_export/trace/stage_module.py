@@ -88,7 +88,7 @@ def stage_module(
         _source(loaded),
         exporter,
         opset,
-        _notes(request, spec, shapes, exporter, opset, note),
+        (*loaded.notes, *_notes(request, spec, shapes, exporter, opset, note)),
         None if single else size,
         lambda: None if single else _find_baked(module, spec, size, file, exporter),
         None if info is None else info.classes,

@@ -6,6 +6,9 @@ import argparse
 import builtins
 import collections
 import datetime
+import enum
+import functools
+import importlib
 import io
 import os
 import pathlib
@@ -17,7 +20,7 @@ import types
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,14 @@ from torch import nn
 
 from fcn_deploy.errors import FcnDeployError, UnsupportedModelError, UntrustedArtifactError
 from fcn_export.load.checkpoint import Checkpoint, prefix_forms, read_checkpoint
-from fcn_export.load.pickles import HARMLESS_GLOBALS, harmless_globals, scan_pickle
+from fcn_export.load.pickles import (
+    HARMLESS_GLOBALS,
+    PickleScan,
+    harmless_globals,
+    scan_pickle,
+    stand_in_for,
+)
+from fcn_export.load.stored_arrays import StoredArray, StoredType
 
 
 class TinyNetwork(nn.Module):
@@ -244,6 +254,45 @@ def test_safetensors_are_read_under_any_name(tmp_path: Path, network: TinyNetwor
     assert torch.equal(checkpoint.state["classifier.bias"], network.state_dict()["classifier.bias"])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ">f4"])
+def test_weights_that_are_numpy_arrays_are_read(tmp_path: Path, dtype: Any) -> None:
+    values = np.arange(12).reshape(3, 4)
+    arrays = {
+        "a": values.astype(dtype),
+        "columns": np.asfortranarray(values.astype(dtype)),
+        "count": np.array(7),
+    }
+    path = _saved(tmp_path, {"model": arrays, "__author__": "somebody"})
+
+    state = read_checkpoint(path).state
+
+    assert state is not None
+    assert {name: tensor.tolist() for name, tensor in state.items()} == {
+        "a": values.tolist(),
+        "columns": values.tolist(),
+        "count": 7,
+    }
+    assert state["a"].dtype == (torch.float16 if dtype is np.float16 else torch.float32)
+
+
+def test_a_forged_array_is_no_weight() -> None:
+    kind = StoredType("f4", False, True)
+    kind.__setstate__((3, "<", None, None, None, -1, -1, 0))
+    objects = StoredType("O8", False, True)
+    forged = {
+        "too few bytes": (1, (4,), kind, False, b"1234"),
+        "negative": (1, (-1, -4), kind, False, b"1234" * 4),
+        "objects": (1, (1,), objects, False, b"A" * 8),
+        "a list": (1, (1,), kind, False, [1]),
+        "no state": None,
+    }
+
+    for name, state in forged.items():
+        array = StoredArray()
+        array.__setstate__(state)
+        assert array.to_numpy() is None, name
+
+
 def test_cut_safetensors_are_damaged(tmp_path: Path, network: TinyNetwork) -> None:
     from safetensors.torch import save_file
 
@@ -420,11 +469,157 @@ def test_the_list_of_harmless_names_holds_nothing_that_acts() -> None:
     names = {name for _stand_in, name in HARMLESS_GLOBALS}
     stand_ins = {stand_in for stand_in, _name in HARMLESS_GLOBALS}
 
-    assert len(stand_ins) == 2
+    assert {stand_in.__name__ for stand_in in stand_ins} == {
+        *("_Inert", "_PlainMapping", "_MakeArray", "StoredArray", "StoredType")
+    }
     assert len(names) == len(HARMLESS_GLOBALS)
     acting = {"eval", "exec", "getattr", "setattr", "open", "compile", "partial", "system", "load"}
     assert not {name.rpartition(".")[2] for name in names} & acting
     assert not {name.partition(".")[0] for name in names} & {"os", "sys", "posix", "subprocess"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("builtins.eval", "builtins.exec", "builtins.getattr", "builtins.open", "os.system"),
+        *("posix.system", "subprocess.Popen", "importlib.import_module", "torch.hub.load"),
+        *("torch.load", "torch.jit.load", "torch.package.PackageImporter", "ctypes.CDLL"),
+        *("torch.utils.cpp_extension.load", "torch.nn.modules.module.register_module_forward_hook"),
+        *("mmengine.registry.build_from_cfg", "pickle.Unpickler", "numpy.load", "numpy.DataSource"),
+        *("shutil.rmtree", "socket.Socket", "mine.Settings", "torch.nn.functional.__import__"),
+        *("operator.attrgetter", "functools.reduce", "types.FunctionType", "types.CodeType"),
+    ],
+)
+def test_names_outside_the_harmless_packages_have_no_stand_in(name: str) -> None:
+    scan = PickleScan((name,), 2)
+
+    assert stand_in_for(name, scan) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("torch.optim.adamw.AdamW", "torch.optim.lr_scheduler.StepLR", "functools.partial"),
+        *("torch.nn.modules.loss.CrossEntropyLoss", "torch.nn.modules.activation.ReLU"),
+        *("torch.nn.functional.relu", "mmengine.config.config.ConfigDict", "omegaconf.base.Node"),
+        *("mmengine.logging.history_buffer.HistoryBuffer", "lightning.pytorch.callbacks.Timer"),
+    ],
+)
+def test_names_of_harmless_packages_have_an_inert_stand_in(name: str) -> None:
+    stand_in = stand_in_for(name, PickleScan((name,), 2))
+
+    assert stand_in is not None
+    made = stand_in(os.system, "true")
+    assert type(made) is collections.OrderedDict or not hasattr(made, "__dict__")
+
+
+def _named(module: str, name: str, base: type = object) -> type:
+    """Make a class that pickles as one of a library that need not be installed."""
+    made = type(name, (base,), {"__module__": module})
+    parts = module.split(".")
+    for count in range(1, len(parts) + 1):
+        part = ".".join(parts[:count])
+        sys.modules.setdefault(part, types.ModuleType(part))
+    setattr(sys.modules[module], name, made)
+    return made
+
+
+@pytest.fixture
+def modules() -> Iterator[None]:
+    """Forget the libraries that a test has made up."""
+    before = dict(sys.modules)
+    yield
+    for name in sys.modules.keys() - before.keys():
+        del sys.modules[name]
+
+
+def _company(kind: str) -> Any:
+    """Give what lies beside weights in checkpoints of widely used libraries."""
+    if kind == "mmengine's log":
+        log = _named("mmengine.logging.history_buffer", "HistoryBuffer")
+        log.mean = lambda self: None  # type: ignore[attr-defined]
+        log.mean.__qualname__ = "HistoryBuffer.mean"  # type: ignore[attr-defined]
+        log.mean.__module__ = log.__module__  # type: ignore[attr-defined]
+        made = log()
+        made.__dict__.update(_history=np.zeros(3), _methods={"mean": log.mean})  # type: ignore[attr-defined]
+        return made
+    if kind == "mmengine's settings":
+        return _named("mmengine.config.config", "ConfigDict", dict)(a=1)
+    if kind == "an enum":
+        mode = enum.Enum("Mode", {"MANY": "many"}, module="some_library.losses")  # type: ignore[misc]
+        _named("some_library.losses", "Mode")
+        sys.modules["some_library.losses"].Mode = mode  # type: ignore[attr-defined]
+        return mode.MANY  # type: ignore[attr-defined]
+    weight = nn.Parameter(torch.ones(1))
+    return {
+        "a loss": nn.CrossEntropyLoss(torch.ones(3)),
+        "an optimizer's class": torch.optim.AdamW,
+        "a partial": functools.partial(torch.optim.AdamW, lr=0.1),
+        "an activation": [nn.ReLU, nn.functional.relu, nn.GELU()],
+        "a schedule": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([weight], 0.1), 2),
+        "a network": nn.Sequential(nn.Conv2d(3, 4, 1)),
+        "a namespace": types.SimpleNamespace(lr=1),
+        "a counter": collections.Counter(a=1),
+        "NumPy's values": [np.bool_(True), np.str_("x"), np.float32(1), np.arange(3), Path("/x")],
+        "random states": np.random.get_state(),
+        "a generator": np.random.default_rng(0),
+    }[kind]
+
+
+_COMPANY = (
+    *("mmengine's log", "mmengine's settings", "an enum", "an optimizer's class", "a partial"),
+    *("a schedule", "a namespace", "a counter", "NumPy's values", "random states", "a generator"),
+)
+_MODULES = ("a loss", "an activation", "a network")
+
+
+@pytest.mark.usefixtures("modules")
+@pytest.mark.parametrize(
+    ("kind", "zipped"),
+    [
+        *((kind, zipped) for kind in _COMPANY for zipped in (True, False)),
+        # before torch 1.6 a module was pickled with its source, which is refused
+        *((kind, True) for kind in _MODULES),
+    ],
+)
+def test_the_company_of_weights_in_common_libraries_is_passed_over(
+    tmp_path: Path, network: TinyNetwork, kind: str, zipped: bool
+) -> None:
+    content = {"state_dict": network.state_dict(), "hyper_parameters": {"x": _company(kind)}}
+    path = tmp_path / "model.ckpt"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+
+    _assert_same(read_checkpoint(path), network)
+
+
+def _tricks(marker: Path) -> dict[str, Any]:
+    """Calls behind names that are harmless by themselves."""
+    log = _named("mmengine.logging.history_buffer", "HistoryBuffer")
+    return {
+        "partial": functools.partial(os.system, f"touch {marker}"),
+        "partial of eval": functools.partial(eval, f"open({str(marker)!r}, 'w')"),
+        "partial that is called": _Calls(functools.partial(os.system), f"touch {marker}"),
+        "import": _Calls(importlib.import_module, "antigravity"),
+        "hub": _Calls(torch.hub.load, "a/b", "c"),
+        "getattr of a log": _Calls(getattr, log, "__subclasses__"),
+        "getattr of a getattr": [log(), _Calls(getattr, _Calls(getattr, log, "mean"), "x")],
+        "getattr of a tensor": [log(), _Calls(getattr, torch.Tensor, "numpy")],
+    }
+
+
+@pytest.mark.usefixtures("modules")
+@pytest.mark.parametrize("name", sorted(_tricks(Path("x"))))
+def test_a_call_behind_a_harmless_name_is_refused_and_leaves_no_trace(
+    tmp_path: Path, name: str
+) -> None:
+    marker = tmp_path / "marker"
+    content = {"state_dict": {"weight": torch.ones(1)}, "args": _tricks(marker)[name]}
+    path = _saved(tmp_path, content)
+
+    with pytest.raises(UntrustedArtifactError, match=r"nothing was loaded|does more than state"):
+        read_checkpoint(path, trust_code=True)
+
+    assert not marker.exists()
 
 
 def test_what_the_process_allowed_before_stays_allowed(tmp_path: Path) -> None:
@@ -474,6 +669,19 @@ def test_a_pickled_module_is_refused_with_its_class_and_the_way_out(
         UnsupportedModelError,
         match=r"a pickled module, '[\w.]*test_checkpoint\.TinyNetwork'.*model\.state_dict\(\)"
         r".*--arch package\.module:factory",
+    ):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_module_of_torchs_own_layers_is_refused_with_the_way_out(
+    tmp_path: Path, wrapped: bool
+) -> None:
+    layers = nn.Sequential(nn.Conv2d(3, 4, 1))
+    path = _saved(tmp_path, {"model": layers, "epoch": 3} if wrapped else layers)
+
+    with pytest.raises(
+        UnsupportedModelError, match=r"'torch\.nn\.modules\.container\.Sequential'.*state_dict\(\)"
     ):
         read_checkpoint(path)
 

@@ -264,6 +264,61 @@ def test_a_prefix_that_the_users_network_really_has_is_kept(project: Path) -> No
         assert torch.equal(loaded.module.get_parameter("model.weight"), conv.weight)
 
 
+@pytest.mark.parametrize("prefix", ["model.", "net.", "task.segmentor.", ""])
+@pytest.mark.parametrize(
+    "beside", ["criterion.weight", "val_iou.confmat", "loss.weight", "train_metrics.dice.total"]
+)
+def test_what_lies_beside_the_network_is_left_out_and_named(
+    project: Path, prefix: str, beside: str
+) -> None:
+    path, original = _user_weights(project)
+    state = {prefix + name: value for name, value in original.state_dict().items()}
+    content = {"state_dict": {**state, beside: torch.ones(4)}, "epoch": 3}
+    torch.save(content, path)
+
+    loaded = load_model(path, arch="our_nets.network:Network")
+
+    image = torch.randn(1, 3, 9, 7)
+    assert torch.equal(loaded.scores(image), original(image))
+    assert len(loaded.notes) == 1
+    assert beside in loaded.notes[0]
+
+
+def test_the_plain_network_is_taken_beside_its_averaged_copy(project: Path) -> None:
+    path, original = _user_weights(project)
+    state = original.state_dict()
+    ema = {f"ema_net.{name}": torch.zeros_like(value) for name, value in state.items()}
+    torch.save({**ema, **{f"our_net.{name}": value for name, value in state.items()}}, path)
+
+    loaded = load_model(path, arch="our_nets.network:Network")
+
+    image = torch.randn(1, 3, 9, 7)
+    assert torch.equal(loaded.scores(image), original(image))
+    assert "ema_net." in loaded.notes[0]
+
+
+def test_two_networks_that_both_fit_are_not_guessed(project: Path) -> None:
+    path, original = _user_weights(project)
+    state = original.state_dict()
+    torch.save(
+        {f"{side}.{name}": v for side in ("left", "right") for name, v in state.items()}, path
+    )
+
+    with pytest.raises(UnsupportedModelError, match=r"such a network 2 times: left\., right\."):
+        load_model(path, arch="our_nets.network:Network")
+
+
+def test_a_known_network_is_recognised_beside_its_loss(tmp_path: Path) -> None:
+    network = segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
+    state = {f"model.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(21)}}, tmp_path / "l.ckpt")
+
+    loaded = load_model(tmp_path / "l.ckpt")
+
+    assert loaded.arch == "lraspp_mobilenet_v3_large"
+    assert "criterion.weight" in loaded.notes[0]
+
+
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
