@@ -205,7 +205,7 @@ def harmless_globals(scan: PickleScan | None = None) -> Iterator[None]:
     with _LIST_LOCK:
         # torch removes on leaving what it added on entering, also what was there before
         allowed_before = set(serialization.get_safe_globals())
-        wanted = [x for x in (*HARMLESS_GLOBALS, *named) if x not in allowed_before]
+        wanted: list[Any] = [x for x in (*HARMLESS_GLOBALS, *named) if x not in allowed_before]
         with serialization.safe_globals(wanted):
             yield
 

@@ -46,7 +46,6 @@ def fill_weights(
     """
     expected = module.state_dict()
     whole = max(forms, key=lambda form: len(expected.keys() & form.keys()))
-    state, beside = whole, ()
     if expected.keys() - whole.keys():
         state, beside = _under_prefix(expected, whole, arch=arch, source=source)
     else:

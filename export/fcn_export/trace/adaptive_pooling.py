@@ -71,14 +71,16 @@ def _bands(x: torch.Tensor, axis: int, bins: Bins) -> torch.Tensor | None:
 
     size = x.shape[axis]
     # to the TorchScript tracer sizes are tensors, and a comparison a part of the graph
-    if bins is None or (not torch.jit.is_tracing() and statically_known_true(bins == size)):
+    followed = isinstance(size, torch.Tensor)
+    if bins is None or (not followed and statically_known_true(bins == size)):
         return None
+    count: Any = bins  # an int, or followed as the sizes are
     place = torch.arange(size, device=x.device)  # [size]
-    number = torch.arange(bins, device=x.device).unsqueeze(1)  # [bins, 1]
+    number = torch.arange(count, device=x.device).unsqueeze(1)  # [bins, 1]
     # start <= y < end in whole numbers: floor(a / b) <= y is a < (y + 1) b, y < ceil(a / b) is
     # y b < a
-    after_start = number * size < (place + 1) * bins
-    before_end = place * bins < (number + 1) * size
+    after_start = torch.lt(number * size, (place + 1) * count)
+    before_end = torch.lt(place * count, (number + 1) * size)
     return after_start.to(x.dtype) * before_end.to(x.dtype)
 
 

@@ -549,7 +549,7 @@ def _company(kind: str) -> Any:
         mode = enum.Enum("Mode", {"MANY": "many"}, module="some_library.losses")  # type: ignore[misc]
         _named("some_library.losses", "Mode")
         sys.modules["some_library.losses"].Mode = mode  # type: ignore[attr-defined]
-        return mode.MANY  # type: ignore[attr-defined]
+        return mode.MANY
     weight = nn.Parameter(torch.ones(1))
     return {
         "a loss": nn.CrossEntropyLoss(torch.ones(3)),

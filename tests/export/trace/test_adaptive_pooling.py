@@ -48,7 +48,9 @@ class Strips(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.stem(x)
         half = F.max_pool2d(y, 3, 2, 1)
-        coarse = F.interpolate(F.adaptive_avg_pool2d(y, half.shape[2:]), y.shape[2:])
+        coarse = F.interpolate(
+            F.adaptive_avg_pool2d(y, (half.shape[2], half.shape[3])), y.shape[2:]
+        )
         same = F.adaptive_avg_pool2d(y, output_size=(y.shape[2], 1))
         return torch.as_tensor(y * self.rows(y) + self.columns(y) + coarse - same)
 
