@@ -2,10 +2,11 @@
 
 Real checkpoints carry more than tensors: command-line arguments, NumPy scalars, paths. None of it
 is needed, so none of it is made: each name below is answered with an inert stand-in, and what the
-file says about the object is dropped. Allowing the real classes would be less safe than it looks:
-`numpy.dtype.__setstate__` believes forged flags, so that a scalar of a structured dtype can be
-made to treat its bytes as object pointers, and `argparse.Namespace` takes any `__setstate__` into
-its own `__dict__`. A stand-in has no attributes, ignores its arguments, and calls nothing.
+file says about the object is dropped, but for NumPy's arrays, which may be weights and are kept as
+bytes. Allowing the real classes would be less safe than it looks: `numpy.dtype.__setstate__`
+believes forged flags, so that a scalar of a structured dtype can be made to treat its bytes as
+object pointers, and `argparse.Namespace` takes any `__setstate__` into its own `__dict__`. A
+stand-in has no attributes, ignores its arguments, and calls nothing.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ class _Method:
 _NUMPY_SCALARS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")
 
 # Every name is data by its nature: a value, a path, a time, a setting. A name that loads, calls or
-# looks up something (getattr, eval, partial, import) is kept out, although its stand-in would be
-# inert too: a file that asks for it is not a checkpoint.
+# looks up something (eval, import, open) is kept out, although its stand-in would be inert too: a
+# file that asks for it is not a checkpoint. `stand_in_for` has the rules for whole packages.
 _INERT_NAMES = (
     # torchvision's reference scripts and most training scripts: the parsed command line
     "argparse.Namespace",

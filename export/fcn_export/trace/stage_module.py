@@ -64,11 +64,11 @@ def stage_module(
         spec, shapes = plan_graph(module, loaded, request)
         steps.tell(_describe_sizes(spec, shapes))
     with steps.step("trace"):
-        graph = trace(module, spec)
+        graph = trace(module, spec, on_attempt=steps.tell)
         if graph.fixed and shapes.min[1:] == shapes.max[1:]:  # one size is all that is asked for
             spec = replace(spec, multiple_of=1, fixed=(None, *shapes.opt[1:]))
             shapes = replace(shapes, multiple_of=1)
-            graph = trace(module, spec)
+            graph = trace(module, spec, on_attempt=steps.tell)
         size = example_size(spec)
         if graph.fixed:
             raise _bound_to_size(module, spec, size, graph)
@@ -169,7 +169,9 @@ def _bound_to_size(
         f"the model is bound to the size it was traced at ({where})"
         + (f": {reason}." if reason else "."),
         hint="Let the model take sizes from its tensors, such as "
-        "interpolate(y, size=x.shape[-2:]).",
+        "interpolate(y, size=x.shape[-2:]); timm's vision transformers do with --arch-arg "
+        "dynamic_img_size=True. Or export it for one size: give --size, --min-size and --max-size "
+        "alike.",
     )
 
 

@@ -76,6 +76,7 @@ def trace(
     *,
     size: tuple[int, int] | None = None,
     exporters: Sequence[str] | None = None,
+    on_attempt: Callable[[str], None] = lambda text: None,
 ) -> TracedGraph:
     """Export `network`, in the state that it is in, with preprocessing and head.
 
@@ -86,6 +87,7 @@ def trace(
         network: in evaluation mode, on the CPU, float32 (see `borrowed`).
         size: (height, width) in px to trace at; None means `example_size(spec)`.
         exporters: to try, in this order; None means all, as above.
+        on_attempt: told which exporter works, at which size, before each that is tried.
 
     Raises:
         UnsupportedModelError: no exporter takes the model; the first one's error is chained.
@@ -100,6 +102,7 @@ def trace(
     if exporters is None:
         exporters = ("torchscript",) if _is_scripted(module) else tuple(_EXPORTERS)
     for name in exporters:
+        on_attempt(f"{name}, at {height}x{width} px")
         try:
             with quiet_exporters(), torch.no_grad(), FollowingPools():
                 model = _EXPORTERS[name](module, image, spec)

@@ -273,3 +273,14 @@ def test_a_size_that_became_a_constant_is_found_by_tracing_twice() -> None:
 
     assert str(node) == "'enlarge' (Resize: [107] or [111])"
     assert find_baked_nodes(graph(107), graph(107)) == ()
+
+
+def test_each_exporter_is_said_before_it_is_tried() -> None:
+    said: list[str] = []
+    spec = GraphSpec(default_preprocess(), 4)
+
+    with borrowed(seeded(BranchOnData)) as network:
+        graph = trace(network, spec, on_attempt=said.append)
+
+    assert graph.exporter == "torchscript"
+    assert said == [f"{name}, at 107x151 px" for name in ("dynamo", "dynamo-strict", "torchscript")]
