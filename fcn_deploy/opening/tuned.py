@@ -18,7 +18,7 @@ from pathlib import Path
 from fcn_deploy.artifact.manifest import Manifest
 from fcn_deploy.artifact.partial_files import write_whole
 from fcn_deploy.artifact.plain_files import read_plain_file
-from fcn_deploy.artifact.strict_json import JsonObject, load_strict
+from fcn_deploy.artifact.strict_json import read_strict
 from fcn_deploy.errors import ArtifactError, ArtifactMissingError, ManifestError
 from fcn_deploy.machine import describe_machine, distribution_version
 from fcn_deploy.names import Precision
@@ -77,6 +77,11 @@ class TunedRows:
         order = list(Precision)
         equal = [row for row in able if row.latency_ms <= limit]
         return min(equal, key=lambda row: (order.index(row.precision), row.latency_ms))
+
+
+@dataclass(frozen=True, slots=True)
+class _Versioned:
+    format_version: int
 
 
 def keep_rows(manifest: Manifest, tuned: TunedRows) -> Path:
@@ -150,24 +155,8 @@ def _state_folder() -> Path:
 
 
 def _from_json(content: bytes) -> TunedRows:
-    top = JsonObject(load_strict(content, where="the choice", max_bytes=_MAX_BYTES), "choice")
-    version = top.get("format_version", int)
+    where, limit = "the choice", _MAX_BYTES
+    version = read_strict(content, _Versioned, where=where, max_bytes=limit).format_version
     if version != _FORMAT_VERSION:
         raise ManifestError(f"it has format version {version}; expected {_FORMAT_VERSION}.")
-    size = top.items("size", int)
-    if len(size) != 2:
-        raise ManifestError(f"choice.size is {list(size)}; expected height and width.")
-    return TunedRows((size[0], size[1]), top.each("rows", _row_from_json))
-
-
-def _row_from_json(node: JsonObject) -> TunedRow:
-    text = node.text("precision")
-    if text not in list(Precision):
-        raise ManifestError(f"{node.where}.precision is {text!r}; expected {', '.join(Precision)}.")
-    return TunedRow(
-        node.text("backend"),
-        Precision(text),
-        node.get("latency_ms", float),
-        node.get("within_budget", bool),
-        node.text("reason"),
-    )
+    return read_strict(content, TunedRows, where=where, max_bytes=limit)
