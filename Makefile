@@ -69,10 +69,11 @@ pycuda: $(READY)  ## build PyCUDA for the tests into the user's cache, where CUD
 mutate: $(READY)  ## remove each wait, copy and lock of the TensorRT runtime in turn; tests must fail
 	$(BIN)/python scripts/mutate_tensorrt.py
 
-lint: $(READY)  ## check style, formatting and the direction of imports
+lint: $(READY)  ## check style, formatting, public docstrings and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	PYTHONPATH=.:export:benchmarks $(BIN)/lint-imports
+	$(BIN)/python scripts/check_docstrings.py
 
 format: $(READY)  ## rewrite the files as lint wants them
 	$(BIN)/ruff check --fix

@@ -190,6 +190,9 @@ class Segmenter(ContextManaged):
     def prepare(self, frames_bgr: Sequence[Array]) -> dict[str, Array]:
         """Make the graph's input of frames of one size: padding, and for bare graphs conversion.
 
+        Args:
+            frames_bgr: uint8 [H, W, 3] each.
+
         Returns:
             What `execute` takes; a single frame that needs no change is not copied.
 
@@ -209,6 +212,7 @@ class Segmenter(ContextManaged):
         """Run the network alone, on what `prepare` made.
 
         Args:
+            feeds: the graph's inputs by name, in its own shapes and dtypes.
             scores: give out the class scores before upsampling as well.
 
         Returns:
@@ -223,6 +227,9 @@ class Segmenter(ContextManaged):
     def execute_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes | None]:
         """Run as `execute` does, and say what the run took by the device's own clock.
 
+        Args:
+            feeds: the graph's inputs by name, in its own shapes and dtypes.
+
         Returns:
             The outputs, and the times of a plan on a GPU; None for backends on the CPU.
         """
@@ -236,11 +243,17 @@ class Segmenter(ContextManaged):
     def finish(
         self, outputs: Mapping[str, Array], frames_bgr: Sequence[Array], *, scores: bool = False
     ) -> list[Segmentation]:
-        """Turn what `execute` gave into one result a frame, of the frames' own size."""
+        """Turn what `execute` gave into one result a frame, of the frames' own size.
+
+        Args:
+            outputs: by name, in the graph's own shapes and dtypes.
+            frames_bgr: uint8 [H, W, 3] each, as `prepare` took them.
+            scores: give the class scores as well, which the run must have given.
+        """
         return self._reader.results(outputs, frames_bgr, scores=scores)
 
     def scores_of(self, outputs: Mapping[str, Array]) -> Array:
-        """Give the scores [N, C, h, w] before upsampling, of what `execute` gave with scores.
+        """Give the scores before upsampling, float32 [N, C, h, w], of a run with ``scores=True``.
 
         Raises:
             NonFiniteOutputError: a score is NaN or infinite.

@@ -1,8 +1,9 @@
-"""Hold public docstrings against the rule: arrays have shape and dtype, errors are named.
+"""Check that public docstrings say the shape and dtype of arrays, and name the errors raised.
 
-A public function whose signature holds arrays says their shape, such as ``[H, W, 3]``, and their
-dtype. One that raises an error itself names its class under ``Raises``. A method that has no
-docstring implements one of a Protocol, or declares one of a foreign library's.
+A public function that takes or returns arrays says their shape, such as ``[H, W, 3]``, and their
+dtype. A function that raises an error itself names the error's class under ``Raises``. A method
+without a docstring must implement a documented method of a Protocol, or declare a method of a
+foreign library.
 
     python scripts/check_docstrings.py        exits with 1 and a line for each place that does not
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
@@ -28,14 +29,25 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def main() -> int:
     """Print each public function that says too little; give the exit status."""
-    modules = {
-        path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8"))
+    sources = {
+        path.relative_to(ROOT): path.read_text(encoding="utf-8")
         for package in PACKAGES
         for path in sorted((ROOT / package).rglob("*.py"))
+    }
+    faults = faults_in(sources)
+    print("\n".join(faults) or "Every public docstring says shapes, dtypes and errors.")
+    return bool(faults)
+
+
+def faults_in(sources: Mapping[Path, str]) -> list[str]:
+    """Give a line for each place in the modules that says too little, as ``path:line: what``."""
+    modules = {
+        path: ast.parse(source)
+        for path, source in sources.items()
         if path.name == "__init__.py" or not path.name.startswith("_")
     }
     documented = {name for tree in modules.values() for name in protocol_methods(tree)}
-    faults = [
+    return [
         f"{path}:{function.lineno}: {function.name} {fault}"
         for path, tree in modules.items()
         for function in public_functions(tree)
@@ -43,8 +55,6 @@ def main() -> int:
         or not (function.name in documented or _is_declaration(function))
         for fault in faults_of(function)
     ]
-    print("\n".join(faults) or "Every public docstring says shapes, dtypes and errors.")
-    return bool(faults)
 
 
 def public_functions(tree: ast.Module) -> Iterator[Function]:

@@ -167,7 +167,16 @@ def ratio_of_medians(
 
 
 def weighted_medians(values: Array, draws: Array, owner: Array) -> Array:
-    """Give the median of each draw, where sample i counts ``draws[:, owner[i]]`` times."""
+    """Give the median of each draw, where sample i counts ``draws[:, owner[i]]`` times.
+
+    Args:
+        values: float64 [samples].
+        draws: int64 [draws, rounds], how often each round was drawn.
+        owner: int64 [samples], the round that each sample is of.
+
+    Returns:
+        float64 [draws]; NaN where the drawn rounds hold no sample.
+    """
     order = np.argsort(values, kind="stable")
     ordered, owner = values[order], owner[order]
     medians = np.empty(len(draws))

@@ -62,7 +62,10 @@ def is_constant(value: ir.Value | None) -> bool:
 
 
 def array_of(value: ir.Value | None) -> Array | None:
-    """Give a constant's values, read-only; None for what is computed, or left out."""
+    """Give a constant's values, read-only, in its own shape and dtype.
+
+    None for what is computed, or left out.
+    """
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
 
@@ -74,7 +77,7 @@ def only_reader(value: ir.Value) -> ir.Node | None:
 
 
 def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    """Add an initialiser; its name must be free."""
+    """Add an initialiser of the array's shape and dtype; its name must be free."""
     tensor = ir.tensor(array, name=name)
     value = ir.val(name, tensor.dtype, list(array.shape), const_value=tensor)
     graph.register_initializer(value)

@@ -137,7 +137,11 @@ class ExportRequest:
             raise ValueError(f"{useless[0]} is given, but engine is 'none': no plan is built")
 
     def preprocess(self) -> Preprocess:
-        """Give what the network expects: what was asked for, ImageNet's where nothing was."""
+        """Give what the network expects: what was asked for, ImageNet's where nothing was.
+
+        Raises:
+            ValueError: mean or std has the wrong number of values, or a std is not above 0.
+        """
         color = self.color or "rgb"
         usual = default_preprocess(color)
         mean = usual.mean if self.mean is None else tuple(self.mean)

@@ -147,7 +147,11 @@ class ArtifactWriter:
 
     @property
     def folder(self) -> Path:
-        """The temporary folder; valid between entering and leaving the context."""
+        """The temporary folder; valid between entering and leaving the context.
+
+        Raises:
+            RuntimeError: the writer was not entered, or was left.
+        """
         if self._folder is None:
             raise RuntimeError("ArtifactWriter is used outside its `with` block")
         return self._folder
@@ -183,6 +187,7 @@ class ArtifactWriter:
         Raises:
             ManifestError: the name is not a plain file name.
             DiskFullError: there is no room.
+            ArtifactError: it cannot be written, for another reason.
         """
         check_file_name(name)
         path = self.folder / name

@@ -69,7 +69,11 @@ class SizeTracer:
         return self._known_dims[name]
 
     def numbers(self, name: str) -> Array | None:
-        """Give what a small integer tensor holds, an object array of `Size`; None if unknown."""
+        """Give what a small integer tensor holds; None if unknown.
+
+        Returns:
+            An array of the tensor's shape and dtype object, which holds a `Size` each.
+        """
         if name not in self._known_numbers:
             self._steps_left -= 1
             found = None if self._steps_left < 0 else self._find_numbers(name)

@@ -72,7 +72,7 @@ def find_bilinear_transposed(graph: OnnxGraph, node: Node) -> BilinearTransposed
 
 
 def is_bilinear_kernel(weights: Array) -> bool:
-    """Say whether weights [channels, 1, k, k] interpolate each channel bilinearly.
+    """Say whether float weights [channels, 1, k, k] interpolate each channel bilinearly.
 
     They do where they are the product of two triangles, which reach zero just outside the kernel.
     """

@@ -189,7 +189,12 @@ def _share_out(
 
 
 def thread_count(batch: Array, size: tuple[int, int], num_threads: int | None) -> int:
-    """Give how many threads the work is worth, at most `num_threads` or the usable cores."""
+    """Give how many threads the work is worth, at most `num_threads` or the usable cores.
+
+    Args:
+        batch: scores [N, C, h, w] of any dtype.
+        size: (height, width) of the labels in px.
+    """
     items = batch.size + len(batch) * size[0] * size[1]
     limit = _usable_cores() if num_threads is None else num_threads
     return max(1, min(limit, items // _ITEMS_PER_THREAD))

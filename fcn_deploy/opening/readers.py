@@ -48,10 +48,10 @@ class OutputReader(ABC):
 
     @abstractmethod
     def labels(self, outputs: Mapping[str, Array], size: tuple[int, int]) -> Array:
-        """Give labels [N, H, W] of (height, width) px, as `results` does."""
+        """Give labels [N, H, W] of (height, width) px, uint8, or uint16 above 256 classes."""
 
     def confidences(self, outputs: Mapping[str, Array], size: tuple[int, int]) -> Array | None:
-        """Give the labels' probability [N, H, W], where the network says it."""
+        """Give the labels' probability, float32 [N, H, W], where the network says it."""
         return None
 
     def results(
@@ -84,7 +84,7 @@ class OutputReader(ABC):
         ]
 
     def scores_of(self, outputs: Mapping[str, Array]) -> Array:
-        """Give the scores [N, C, h, w] before upsampling, of a run that gave them.
+        """Give the scores before upsampling, float32 [N, C, h, w], of a run that gave them.
 
         Raises:
             NonFiniteOutputError: a score is NaN or infinite.
@@ -98,7 +98,7 @@ class OutputReader(ABC):
         return found
 
     def scores_at_pixels(self, scores: Array, size: tuple[int, int]) -> Array:
-        """Enlarge one frame's scores [C, h, w] to (height, width) px, as its labels are made."""
+        """Enlarge one frame's scores, float32 [C, h, w], to (height, width) px, as for labels."""
         axes = self.enlarging((scores.shape[1], scores.shape[2]), self.padded(size))
         return interpolate(scores, *axes)[:, : size[0], : size[1]].copy()
 
@@ -131,7 +131,7 @@ class LabelsReader(OutputReader):
     confidence: str | None = None
 
     def labels(self, outputs: Mapping[str, Array], size: tuple[int, int]) -> Array:
-        """Cut labels to the frame's size, as uint8, or uint16 above 256 classes."""
+        """Cut labels [N, H, W] to the frame's size, as uint8, or uint16 above 256 classes."""
         labels = outputs[self.output]
         if labels.ndim == 4 and labels.shape[1] == 1:
             labels = labels[:, 0]  # some exporters keep the axis of the classes
@@ -144,7 +144,7 @@ class LabelsReader(OutputReader):
         return np.ascontiguousarray(labels[:, : size[0], : size[1]])
 
     def confidences(self, outputs: Mapping[str, Array], size: tuple[int, int]) -> Array | None:
-        """Cut the labels' probability to the frame's size."""
+        """Cut the labels' probability, float32 [N, H, W], to the frame's size."""
         if self.confidence is None:
             return None
         return outputs[self.confidence][:, : size[0], : size[1]]
@@ -163,14 +163,18 @@ class ScoresReader(OutputReader):
     threshold: float = 0.0
 
     def labels(self, outputs: Mapping[str, Array], size: tuple[int, int]) -> Array:
-        """Enlarge the scores to the frame's size, and take the best class of each pixel."""
+        """Enlarge the scores to the frame's size, and take the best class of each pixel.
+
+        Returns:
+            uint8 [N, H, W], or uint16 above 256 classes.
+        """
         scores = self.low_scores(outputs)
         if self.shapes is not None:  # an artifact's scores are of the padded frame's size
             scores = scores[:, :, : size[0], : size[1]]
         return upsample_argmax(scores, size, threshold=self.threshold)
 
     def low_scores(self, outputs: Mapping[str, Array]) -> Array:
-        """Give the scores [N, C, h, w] that labels are made of."""
+        """Give the scores [N, C, h, w] that labels are made of, in the graph's dtype."""
         return _classes_first(outputs[self.output], self.class_axis)
 
     def upsampled(
@@ -193,7 +197,11 @@ class PeeledScoresReader(ScoresReader):
     peeled: PeeledTail
 
     def labels(self, outputs: Mapping[str, Array], size: tuple[int, int]) -> Array:
-        """Enlarge the scores as the graph would, and take the best class of each pixel."""
+        """Enlarge the scores as the graph would, and take the best class of each pixel.
+
+        Returns:
+            uint8 [N, H, W], or uint16 above 256 classes.
+        """
         scores = self.low_scores(outputs)
         rows, columns = self.enlarging((scores.shape[2], scores.shape[3]), self.padded(size))
         self._require_all((len(scores), rows.size, columns.size), size)

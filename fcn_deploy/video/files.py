@@ -210,7 +210,11 @@ class VideoFileSource:
         check_size(self.name, height, width, max_pixels=self._max_pixels)
 
     def read(self) -> VideoFrame | None:
-        """Decode the next frame; see `FrameSource.read`."""
+        """Decode the next frame; see `FrameSource.read`.
+
+        Raises:
+            SourceError: the source is not open.
+        """
         if self._capture is None:
             raise SourceError(f"{self.name} is not open.", hint="Call open() first.")
         ok, frame = self._capture.read()

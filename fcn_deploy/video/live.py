@@ -78,7 +78,12 @@ class LiveSource:
         return f"LiveSource({self.name!r})"
 
     def open(self) -> None:
-        """Connect; see `FrameSource.open`. Safe to call from any thread."""
+        """Connect; see `FrameSource.open`. Safe to call from any thread.
+
+        Raises:
+            SourceOpenError: it cannot be opened, or was closed meanwhile.
+            SourceTimeoutError: it did not answer in time.
+        """
         if self._thread is not None:
             return
         if isinstance(self._address, str):

@@ -235,6 +235,7 @@ class ImageSink:
 
         Raises:
             SinkError: the file is the frame's own source, or it cannot be written.
+            SinkFormatError: the image cannot be encoded.
             DiskFullError: no room is left; nothing of this frame stays.
         """
         import cv2

@@ -57,7 +57,7 @@ class FrameWriter(Protocol):
     def codec(self) -> str: ...
 
     def write(self, frame_bgr: Array) -> None:
-        """Encode one frame.
+        """Encode one frame, uint8 [H, W, 3].
 
         Raises:
             DiskFullError: the file could not grow.

@@ -125,7 +125,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_code: bool = False) -
 def prefix_forms(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], ...]:
     """Give the state as it is, then with each prefix removed that all its names share.
 
-    The last form is the one with no wrapper's prefix left. Tensors are shared, not copied.
+    The last form is the one with no wrapper's prefix left. Tensors, of any shape and dtype, are
+    shared, not copied.
     """
     forms = [state]
     while True:

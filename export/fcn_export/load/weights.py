@@ -34,7 +34,7 @@ def fill_weights(
     it, such as the weights of a loss, is left alone.
 
     Args:
-        module: written to, also when this fails.
+        module: written to, also when this fails; it keeps its own dtypes.
         forms: the state with more and more prefixes removed; the one that fits best is taken.
         arch, source: for messages.
 

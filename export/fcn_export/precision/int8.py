@@ -40,6 +40,7 @@ def make_int8(inputs: VariantInputs) -> GraphVariant:
     """Make `model.int8.onnx` of the verified graph, and `calibration.json` beside it.
 
     Raises:
+        ValueError: no calibration images are named.
         SourceError: the calibration images cannot be read.
         NonFiniteOutputError: the network makes NaN or infinity of one.
         UnsupportedModelError: there is nothing to quantise.

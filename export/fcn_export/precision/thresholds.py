@@ -31,7 +31,7 @@ def thresholds(counts: Array, largest: float) -> dict[Method, float]:
     """Find the threshold of every method.
 
     Args:
-        counts: [BINS], how many absolute values lie in each of equal bins from 0 to `largest`.
+        counts: int64 [BINS], how many absolute values lie in each of equal bins, 0 to `largest`.
         largest: the largest absolute value, above 0.
 
     Returns:

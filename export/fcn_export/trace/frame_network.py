@@ -36,6 +36,12 @@ class FrameNetwork(nn.Module):
         self.register_buffer("order", torch.tensor(spec.channel_order))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Segment frames, uint8 [N, H, W, 3].
+
+        Returns:
+            Labels [N, H, W], uint8, or int32 above 256 classes; scores float32 [N, C, H, W]; or
+            labels and their confidence, float32 [N, H, W]: what the head's name says.
+        """
         # TensorRT takes uint8 as input of a Cast and nowhere else
         frame = image.to(torch.float32).permute(0, 3, 1, 2)  # [N, 3, H, W]
         scores = select_output(self.network(self._prepare(frame)), self.spec.output_key)

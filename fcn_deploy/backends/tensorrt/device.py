@@ -96,7 +96,9 @@ class DeviceBackend(Protocol):
         """Give page-locked host memory, uint8 [num_bytes], until `free_pinned`."""
         ...
 
-    def free_pinned(self, array: Array) -> None: ...
+    def free_pinned(self, array: Array) -> None:
+        """Free what `pinned` gave, uint8 [num_bytes]."""
+        ...
 
     def upload(self, address: int, source: Array, stream: int) -> None:
         """Enqueue a copy to the device of a contiguous array of any shape and dtype.

@@ -173,7 +173,11 @@ class OnnxGraph:
         return self.value_infos.get(name)
 
     def constant(self, name: str) -> Array | None:
-        """Give a small constant's value, whether an initializer or a Constant node holds it."""
+        """Give a small constant's value, whether an initializer or a Constant node holds it.
+
+        Returns:
+            The value in its own shape and dtype; None for large and computed ones.
+        """
         stored = self.initializers.get(name)
         if stored is not None:
             return stored.value
@@ -182,7 +186,10 @@ class OnnxGraph:
 
 
 def constant_value(node: Node) -> Array | None:
-    """Give the value that a Constant node makes; None for other nodes and large values."""
+    """Give the value that a Constant node makes, in its own shape and dtype.
+
+    None for other nodes and large values.
+    """
     import numpy as np
 
     if node.op_type != "Constant":

@@ -73,7 +73,12 @@ class PartsParser:
         return read_tensor(self.reader, spans, owner=owner, limits=self.limits)
 
     def value_info(self, span: Span) -> GraphTensor:
-        """Read a ValueInfoProto."""
+        """Read a ValueInfoProto.
+
+        Raises:
+            UnsupportedOpError: it is not a dense tensor.
+            ArtifactError: its element type is not known.
+        """
         name = ""
         type_spans: list[Span] = []
         for key, value in self.reader.fields(VALUE_INFO, (span,)):

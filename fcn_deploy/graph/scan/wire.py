@@ -199,7 +199,11 @@ class Reader:
             )
 
     def check(self, message: Message, span: Span, *, depth: int = 0) -> None:
-        """Read a message and all below it for nothing but its form."""
+        """Read a message and all below it for nothing but its form.
+
+        Raises:
+            UntrustedArtifactError: its messages nest too deep, or a form is wrong.
+        """
         if depth > self._max_depth:
             raise UntrustedArtifactError(
                 f"{self.name} nests more than {self._max_depth} levels at byte {span[0]}, "

@@ -37,6 +37,7 @@ def half_weights(values: Array, name: str, counts: HalfWeights) -> Array:
     """Give float32 weights as float16, rounded to the nearest, and add to the counts.
 
     Args:
+        values: of any shape, which the result has, too.
         name: to count them by.
     """
     size = np.abs(values)

@@ -51,7 +51,11 @@ class ExtentOutputs(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, bool(self._positions))
 
     def read(self, results: Mapping[str, Array]) -> dict[str, tuple[float, float, int]]:
-        """Give lowest value, highest value and number of elements by tensor, of one run."""
+        """Give lowest value, highest value and number of elements by tensor, of one run.
+
+        Args:
+            results: a run's outputs; each that this pass adds is a scalar, float32 or int64.
+        """
         return {
             name: (
                 float(results[_output("low", index)]),

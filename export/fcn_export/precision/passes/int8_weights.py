@@ -46,7 +46,7 @@ class QuantizedWeight:
     axis: int
 
     def dequantized(self) -> Array:
-        """Give what the convolution computes with, float32."""
+        """Give what the convolution computes with, float32, of the shape of `values`."""
         wide: Array = self.values.astype(np.float32) * _spread(
             self.scales, self.values.ndim, self.axis
         )
