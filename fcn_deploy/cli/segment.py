@@ -107,11 +107,11 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     from fcn_deploy.machine import throughput_streams, usable_cores
     from fcn_deploy.segmenter import Segmenter
-    from fcn_deploy.video.jobs import connected, plan_jobs, want_throughput
+    from fcn_deploy.video.jobs import connected, segment_jobs, want_throughput
     from fcn_deploy.video.runs import JobReport, run_job
 
     report = Path(args.json) if args.json not in (None, "-") else None
-    jobs = plan_jobs(args.sources, args.output, view=args.view, report=report)
+    jobs = segment_jobs(args.sources, args.output, view=args.view, report=report)
     streams = throughput_streams(usable_cores()) if want_throughput(jobs, args.policy) else 1
     reports: list[JobReport] = []
     complete = False

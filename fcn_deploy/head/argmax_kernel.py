@@ -18,7 +18,7 @@ from functools import cache
 import numpy as np
 from numba import types
 
-from fcn_deploy.head.compiling import kernel, part
+from fcn_deploy.head.compiling import kernel, kernel_part
 from fcn_deploy.head.geometry import LANES, Axis
 from fcn_deploy.head.vectors import ROW_PAIR, contest, copy_line, lowest_bit
 from fcn_deploy.names import Array
@@ -137,7 +137,7 @@ def _argmax_bands(
     return finite
 
 
-@part
+@kernel_part
 def _is_identity(axis: Axis, samples: int) -> bool:
     """Say whether each output is one sample, in order."""
     if len(axis.starts) != samples + 1 or axis.starts[samples] != samples:
@@ -148,14 +148,14 @@ def _is_identity(axis: Axis, samples: int) -> bool:
     return exact
 
 
-@part
+@kernel_part
 def _put_row(line: Array, target: Array, row: int) -> None:
     """Copy the first part of a line, as long as a row of the target, into that row."""
     for x in range(target.shape[1]):
         target[row, x] = line[x]
 
 
-@part
+@kernel_part
 def _copy_row(scores: Array, threshold: float, row: int, planes: Array, taint: Array) -> None:
     """Copy a row of samples, its last one twice; `taint` becomes NaN at NaN and infinity."""
     classes, _, width = scores.shape
@@ -174,7 +174,7 @@ def _copy_row(scores: Array, threshold: float, row: int, planes: Array, taint: A
             taint[x] += line[x] * _ZERO
 
 
-@part
+@kernel_part
 def _find_winners(planes: Array, best: Array, winners: Array) -> None:
     """Find each sample's best class, the lowest of equals."""
     for x in range(len(best)):
@@ -188,7 +188,7 @@ def _find_winners(planes: Array, best: Array, winners: Array) -> None:
             winners[x] = label if better else winners[x]
 
 
-@part
+@kernel_part
 def _raise_bars(upper: Array, lower: Array, above: Array, below: Array, bars: Array) -> int:
     """Set what a class must reach at one corner at least; give the number of mixed cells.
 
@@ -214,7 +214,7 @@ def _raise_bars(upper: Array, lower: Array, above: Array, below: Array, bars: Ar
     return mixed
 
 
-@part
+@kernel_part
 def _find_contenders(upper: Array, lower: Array, bars: Array, contenders: Array) -> None:
     """Set a bit for each class that reaches a bar at any corner of a cell."""
     for word in range(len(contenders)):
@@ -233,7 +233,7 @@ def _find_contenders(upper: Array, lower: Array, bars: Array, contenders: Array)
             contenders[word, x] |= bit if reaches else np.uint32(0)
 
 
-@part
+@kernel_part
 def _fill_row(winners: Array, columns: Axis, fill: Array) -> None:
     """Write a row as if every cell had the best class of its upper left corner."""
     runs = len(columns.starts) - 1
@@ -248,7 +248,7 @@ def _fill_row(winners: Array, columns: Axis, fill: Array) -> None:
         run = after
 
 
-@part
+@kernel_part
 def _gather(
     upper: Array, lower: Array, contenders: Array, cell: int, corners: Array, ids: Array
 ) -> int:

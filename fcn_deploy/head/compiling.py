@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from fcn_deploy.head.geometry import make_axis
 
-__all__ = ["instruction", "kernel", "part"]
+__all__ = ["instruction", "kernel", "kernel_part"]
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _CACHE_FAULTS = (OSError, EOFError, PickleError)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def part(function: _Function) -> _Function:
+def kernel_part(function: _Function) -> _Function:
     """Have a function compiled as a part of the kernels that call it."""
     compiled: _Function = njit(function)
     return compiled

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from numba import types
 
-from fcn_deploy.head.compiling import kernel, part
+from fcn_deploy.head.compiling import kernel, kernel_part
 from fcn_deploy.head.geometry import Axis
 from fcn_deploy.names import Array
 
@@ -74,7 +74,7 @@ def _confidence_rows(
             confidence[y, x] = _ONE / total[x]
 
 
-@part
+@kernel_part
 def _exp(x: np.float32) -> np.float32:
     """Give e**x for x of 0 and less, in operations that LLVM can vectorize."""
     scaled = max(x * _LOG2_E, _LEAST_EXPONENT)

@@ -18,7 +18,7 @@ from fcn_deploy.errors import ExecutionError, NonFiniteOutputError
 from fcn_deploy.graph.peel import PeeledTail
 from fcn_deploy.head import upsample_argmax
 from fcn_deploy.head.geometry import Upsampled, interpolate
-from fcn_deploy.head.part import AxisPart, upsample_argmax_part
+from fcn_deploy.head.region import AxisRegion, upsample_argmax_region
 from fcn_deploy.names import Array
 from fcn_deploy.segmentation import Segmentation
 
@@ -205,8 +205,8 @@ class PeeledScoresReader(ScoresReader):
         scores = self.low_scores(outputs)
         rows, columns = self.enlarging((scores.shape[2], scores.shape[3]), self.padded(size))
         self._require_all((len(scores), rows.size, columns.size), size)
-        parts = (AxisPart(rows, 0, size[0]), AxisPart(columns, 0, size[1]))
-        return upsample_argmax_part(scores, *parts, threshold=self.threshold)
+        parts = (AxisRegion(rows, 0, size[0]), AxisRegion(columns, 0, size[1]))
+        return upsample_argmax_region(scores, *parts, threshold=self.threshold)
 
     def enlarging(
         self, samples: tuple[int, int], padded: tuple[int, int]

@@ -14,8 +14,8 @@ from fcn_deploy.names import Array
 __all__ = [
     "Cut",
     "LabelAxis",
+    "cut_axis",
     "least_tile_px",
-    "plan_axis",
     "tile_sides",
     "whole_samples",
 ]
@@ -119,7 +119,7 @@ def whole_samples(
     return first, last
 
 
-def plan_axis(
+def cut_axis(
     length: int, *, span: Span, alignment: int, tile_px: int, labels: LabelAxis
 ) -> tuple[Cut, ...]:
     """Cut an axis into the fewest tiles of at most `tile_px`, all but the last of one size.

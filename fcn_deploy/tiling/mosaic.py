@@ -12,7 +12,7 @@ from fcn_deploy.artifact.manifest import ClassInfo
 from fcn_deploy.errors import ExecutionError
 from fcn_deploy.graph.receptive_field import Span
 from fcn_deploy.head.geometry import Upsampled
-from fcn_deploy.head.part import AxisPart, upsample_argmax_part
+from fcn_deploy.head.region import AxisRegion, upsample_argmax_region
 from fcn_deploy.names import Array
 from fcn_deploy.opening.readers import OutputReader, ScoresReader
 from fcn_deploy.preprocess import pad_frame
@@ -72,7 +72,7 @@ class ScoreGrid:
 def segment_tiles(
     network: NetworkRun,
     frames_bgr: Sequence[Array],
-    plan: TileLayout,
+    layout: TileLayout,
     reader: OutputReader,
     grid: ScoreGrid | None,
 ) -> list[Segmentation]:
@@ -85,14 +85,13 @@ def segment_tiles(
     Returns:
         One result a frame.
     """
-    mosaic = _Mosaic(plan, len(frames_bgr))
-    for row, column in plan:
+    mosaic = _Mosaic(layout, len(frames_bgr))
+    for row, column in layout:
         tiles = [_tile(frame, row, column) for frame in frames_bgr]
         outputs = network.execute(network.prepare(tiles), scores=grid is not None)
-        if plan.upsampled is not None and isinstance(reader, ScoresReader):
-            mosaic.put(
-                "labels", _label_part(outputs, plan.upsampled, reader, row, column), row, column
-            )
+        if layout.upsampled is not None and isinstance(reader, ScoresReader):
+            labels = _region_labels(outputs, layout.upsampled, reader, row, column)
+            mosaic.put("labels", labels, row, column)
         else:
             _put_results(mosaic, network.finish(outputs, tiles), row, column)
         if grid is not None:
@@ -116,7 +115,7 @@ def _tile(frame: Array, row: Cut, column: Cut) -> Array:
     )
 
 
-def _label_part(
+def _region_labels(
     outputs: Mapping[str, Array],
     upsampled: tuple[Upsampled, Upsampled],
     reader: ScoresReader,
@@ -125,18 +124,18 @@ def _label_part(
 ) -> Array:
     """Give the labels [N, h, w] that a tile is responsible for, of its own scores."""
     scores = reader.low_scores(outputs)
-    parts = []
+    regions = []
     for axis, (cut, whole) in enumerate(zip((row, column), upsampled, strict=True), start=2):
         first = cut.first_sample
-        part = AxisPart(whole, cut.begin, cut.end, first)
-        if scores.shape[axis] <= part.last - first:
+        region = AxisRegion(whole, cut.begin, cut.end, first)
+        if scores.shape[axis] <= region.last - first:
             raise ExecutionError(
                 f"the network gave scores {list(scores.shape)} for a tile of "
-                f"{row.size}x{column.size}; expected {part.last - first + 1} samples or more.",
+                f"{row.size}x{column.size}; expected {region.last - first + 1} samples or more.",
                 hint="Run frames of this size whole, with a larger tile_pixels.",
             )
-        parts.append(part)
-    return upsample_argmax_part(scores, *parts, threshold=reader.threshold)
+        regions.append(region)
+    return upsample_argmax_region(scores, *regions, threshold=reader.threshold)
 
 
 def _put_results(mosaic: _Mosaic, results: Sequence[Segmentation], row: Cut, column: Cut) -> None:
@@ -157,35 +156,35 @@ class _Mosaic:
         whole: by name: labels and confidence [N, H, W], scores [N, C, h, w].
     """
 
-    def __init__(self, plan: TileLayout, count: int) -> None:
-        self.plan = plan
+    def __init__(self, layout: TileLayout, count: int) -> None:
+        self.layout = layout
         self.count = count
         self.whole: dict[str, Array] = {}
 
-    def put(self, name: str, part: Array, row: Cut, column: Cut) -> None:
+    def put(self, name: str, values: Array, row: Cut, column: Cut) -> None:
         """Put in what a tile is responsible for, [N, h, w]."""
         whole = self.whole.get(name)
         if whole is None:
-            whole = np.empty((self.count, *self.plan.size), part.dtype)
-        elif part.dtype.itemsize > whole.dtype.itemsize:  # the first label above 255
-            whole = whole.astype(part.dtype)
-        whole[:, row.begin : row.end, column.begin : column.end] = part
+            whole = np.empty((self.count, *self.layout.size), values.dtype)
+        elif values.dtype.itemsize > whole.dtype.itemsize:  # the first label above 255
+            whole = whole.astype(values.dtype)
+        whole[:, row.begin : row.end, column.begin : column.end] = values
         self.whole[name] = whole
 
-    def put_scores(self, part: Array, grid: ScoreGrid, row: Cut, column: Cut) -> None:
+    def put_scores(self, values: Array, grid: ScoreGrid, row: Cut, column: Cut) -> None:
         """Put in those of a tile's scores [N, C, h, w] that are the whole frame's."""
         whole = self.whole.get("scores")
         if whole is None:
-            whole = np.empty((*part.shape[:2], *grid.samples), np.float32)
+            whole = np.empty((*values.shape[:2], *grid.samples), np.float32)
             self.whole["scores"] = whole
         target: list[slice] = []
         source: list[slice] = []
         for axis, cut in enumerate((row, column)):
             span, samples = grid.spans[axis], grid.samples[axis]
             first, last = whole_samples(
-                span, (cut.start, cut.stop), self.plan.padded[axis], samples=samples
+                span, (cut.start, cut.stop), self.layout.padded[axis], samples=samples
             )
             offset = int(cut.start / span.stride)
             target.append(slice(first, last + 1))
             source.append(slice(first - offset, last + 1 - offset))
-        whole[:, :, *target] = part[:, :, *source]
+        whole[:, :, *target] = values[:, :, *source]

@@ -22,7 +22,7 @@ from fcn_deploy.names import Array
 from fcn_deploy.opening.load import OpenedModel
 from fcn_deploy.opening.readers import LabelsReader, ScoresReader
 from fcn_deploy.segmentation import Segmentation
-from fcn_deploy.tiling.layout import LabelAxis, least_tile_px, plan_axis, tile_sides
+from fcn_deploy.tiling.layout import LabelAxis, cut_axis, least_tile_px, tile_sides
 from fcn_deploy.tiling.mosaic import NetworkRun, ScoreGrid, TileLayout, segment_tiles
 
 __all__ = ["Tiling"]
@@ -139,8 +139,8 @@ class Tiling:
 
     def count(self, size: tuple[int, int], *, tile_pixels: int | None = None) -> tuple[int, int]:
         """Give how many tiles, (down, across), frames of (height, width) px are cut into."""
-        plan = self._plan(size, tile_pixels or self.tile_pixels)
-        return len(plan.rows), len(plan.columns)
+        layout = self._layout(size, tile_pixels or self.tile_pixels)
+        return len(layout.rows), len(layout.columns)
 
     def segment(
         self,
@@ -163,12 +163,12 @@ class Tiling:
             ExecutionError, NonFiniteOutputError: as for a frame that is run whole.
         """
         size = (frames_bgr[0].shape[0], frames_bgr[0].shape[1])
-        plan = self._plan(size, tile_pixels or self.tile_pixels)
-        grid = self._score_grid(plan.padded) if scores else None
+        layout = self._layout(size, tile_pixels or self.tile_pixels)
+        grid = self._score_grid(layout.padded) if scores else None
         self._warn(size)
-        return segment_tiles(network, frames_bgr, plan, self._model.reader, grid)
+        return segment_tiles(network, frames_bgr, layout, self._model.reader, grid)
 
-    def _plan(self, size: tuple[int, int], tile_pixels: int) -> TileLayout:
+    def _layout(self, size: tuple[int, int], tile_pixels: int) -> TileLayout:
         padded = self._padded(size)
         spans, alignment = self._geometry()
         sides = tile_sides(padded, spans=spans, alignment=alignment, tile_pixels=tile_pixels)
@@ -180,7 +180,7 @@ class Tiling:
                 LabelAxis.of_labels(padded[axis]) if resize is None else LabelAxis.of_scores(resize)
             )
             cuts.append(
-                plan_axis(
+                cut_axis(
                     padded[axis],
                     span=spans[axis],
                     alignment=alignment[axis],

@@ -19,7 +19,7 @@ from fcn_deploy.video.sinks import View, image_name
 from fcn_deploy.video.sources import open_source
 from fcn_deploy.video.writers import VIDEO_SUFFIXES
 
-__all__ = ["SegmentJob", "connected", "plan_jobs", "want_throughput"]
+__all__ = ["SegmentJob", "connected", "segment_jobs", "want_throughput"]
 
 _NUMBERED = re.compile(r"\d{6,}\.png")
 
@@ -39,7 +39,7 @@ class SegmentJob:
     is_video: bool
 
 
-def plan_jobs(
+def segment_jobs(
     addresses: Sequence[str],
     output: str | Path,
     *,

@@ -16,8 +16,8 @@ from fcn_deploy.head.geometry import Upsampled
 from fcn_deploy.tiling.layout import (
     Cut,
     LabelAxis,
+    cut_axis,
     least_tile_px,
-    plan_axis,
     tile_sides,
     whole_samples,
 )
@@ -40,8 +40,8 @@ class Axis:
         samples = math.ceil(self.length / self.span.stride)
         return LabelAxis.of_scores(Upsampled(samples, self.length))
 
-    def plan(self) -> tuple[Cut, ...]:
-        return plan_axis(
+    def cuts(self) -> tuple[Cut, ...]:
+        return cut_axis(
             self.length,
             span=self.span,
             alignment=self.alignment,
@@ -63,7 +63,7 @@ def axes(draw: st.DrawFn) -> Axis:
 
 @given(axes())
 def test_every_label_has_exactly_one_tile(axis: Axis) -> None:
-    cuts = axis.plan()
+    cuts = axis.cuts()
 
     edges = [0, *(cut.end for cut in cuts)]
     assert [cut.begin for cut in cuts] == edges[:-1]
@@ -73,7 +73,7 @@ def test_every_label_has_exactly_one_tile(axis: Axis) -> None:
 
 @given(axes())
 def test_tiles_lie_in_the_frame_within_the_limit_and_begin_at_the_stride(axis: Axis) -> None:
-    for cut in axis.plan():
+    for cut in axis.cuts():
         assert 0 <= cut.start < cut.stop <= axis.length
         assert cut.size <= axis.tile_px
         assert cut.start % axis.alignment == 0
@@ -84,7 +84,7 @@ def test_tiles_lie_in_the_frame_within_the_limit_and_begin_at_the_stride(axis: A
 
 @given(axes())
 def test_all_but_the_last_tile_are_of_one_size(axis: Axis) -> None:
-    sizes = {cut.size for cut in axis.plan()[:-1]}
+    sizes = {cut.size for cut in axis.cuts()[:-1]}
 
     assert len(sizes) <= 1
 
@@ -93,7 +93,7 @@ def test_all_but_the_last_tile_are_of_one_size(axis: Axis) -> None:
 def test_a_tile_sees_all_that_its_labels_depend_on(axis: Axis) -> None:
     labels, span = axis.labels, axis.span
 
-    for cut in axis.plan():
+    for cut in axis.cuts():
         for label in range(cut.begin, cut.end):
             first = int(labels.nearest[label])
             last = min(first + labels.reach, labels.samples - 1)
@@ -106,7 +106,7 @@ def test_a_tile_sees_all_that_its_labels_depend_on(axis: Axis) -> None:
 def test_samples_a_tile_computes_as_the_frame_does_see_nothing_outside_of_it(axis: Axis) -> None:
     samples = axis.labels.samples
 
-    for cut in axis.plan():
+    for cut in axis.cuts():
         first, last = whole_samples(axis.span, (cut.start, cut.stop), axis.length, samples=samples)
         seen_from = axis.span.stride * first + axis.span.low
         seen_to = axis.span.stride * last + axis.span.high
@@ -119,7 +119,7 @@ def test_samples_a_tile_computes_as_the_frame_does_see_nothing_outside_of_it(axi
 def test_labels_of_padding_are_left_out(axis: Axis, behind: int) -> None:
     kept = max(1, axis.length - behind)
 
-    cuts = plan_axis(
+    cuts = cut_axis(
         axis.length,
         span=axis.span,
         alignment=axis.alignment,
@@ -134,7 +134,7 @@ def test_tiles_too_small_for_what_a_sample_sees_are_refused() -> None:
     span = Span(0, Fraction(1), Fraction(-20), Fraction(20))
 
     with pytest.raises(ValueError, match="tiles of 32 px are too small for what a sample sees"):
-        plan_axis(200, span=span, alignment=1, tile_px=32, labels=LabelAxis.of_labels(200))
+        cut_axis(200, span=span, alignment=1, tile_px=32, labels=LabelAxis.of_labels(200))
 
 
 @given(

@@ -17,7 +17,7 @@ from fcn_deploy.head.geometry import Upsampled
 from fcn_deploy.names import Array
 from fcn_deploy.opening.readers import LabelsReader, ScoresReader
 from fcn_deploy.segmentation import Segmentation
-from fcn_deploy.tiling.layout import LabelAxis, least_tile_px, plan_axis
+from fcn_deploy.tiling.layout import LabelAxis, cut_axis, least_tile_px
 from fcn_deploy.tiling.mosaic import ScoreGrid, TileLayout, segment_tiles
 
 LABELS = LabelsReader(file="box sum", output="labels", head="in the graph")
@@ -73,13 +73,13 @@ class BoxSum:
         return outputs["scores"]
 
 
-def plan_of(network: BoxSum, size: tuple[int, int], *, scores: bool = False) -> TileLayout:
+def layout_of(network: BoxSum, size: tuple[int, int], *, scores: bool = False) -> TileLayout:
     resizes = (
         tuple(Upsampled(-(-side // network.stride), side) for side in size) if scores else None
     )
     least = least_tile_px(network.span, network.stride)
     rows, columns = (
-        plan_axis(
+        cut_axis(
             side,
             span=network.span,
             alignment=network.stride,
@@ -109,7 +109,7 @@ def test_labels_and_confidence_of_tiles_are_those_of_the_frame(
 ) -> None:
     network, frames = BoxSum(reach), frames_of(size)
 
-    results = segment_tiles(network, frames, plan_of(network, size), LABELS, None)
+    results = segment_tiles(network, frames, layout_of(network, size), LABELS, None)
 
     for frame, result in zip(frames, results, strict=True):
         assert np.array_equal(result.labels, network.sums(frame) % 251)
@@ -125,12 +125,12 @@ def test_scores_of_tiles_are_those_of_the_frame_and_their_labels_too(
     size: tuple[int, int], reach: int, stride: int
 ) -> None:
     network, frames = BoxSum(reach, stride), frames_of(size)
-    plan = plan_of(network, size, scores=True)
+    layout = layout_of(network, size, scores=True)
     whole = network.execute(network.prepare(frames))["scores"]
     grid = ScoreGrid((network.span, network.span), (whole.shape[2], whole.shape[3]))
-    one = plan_of_one(network, size)
+    one = layout_of_one(network, size)
 
-    results = segment_tiles(network, frames, plan, SCORES, grid)
+    results = segment_tiles(network, frames, layout, SCORES, grid)
     at_once = segment_tiles(network, frames, one, SCORES, None)
 
     for expected, result, untiled in zip(whole, results, at_once, strict=True):
@@ -139,11 +139,11 @@ def test_scores_of_tiles_are_those_of_the_frame_and_their_labels_too(
         assert np.array_equal(result.labels, untiled.labels)
 
 
-def plan_of_one(network: BoxSum, size: tuple[int, int]) -> TileLayout:
-    """Give the plan with one tile, which is the frame."""
+def layout_of_one(network: BoxSum, size: tuple[int, int]) -> TileLayout:
+    """Give the layout with one tile, which is the frame."""
     resizes = [Upsampled(-(-side // network.stride), side) for side in size]
     rows, columns = (
-        plan_axis(
+        cut_axis(
             side,
             span=network.span,
             alignment=network.stride,
@@ -161,7 +161,7 @@ def test_labels_above_255_in_a_later_tile_keep_those_of_earlier_ones() -> None:
     (frame,) = frames_of((40, 50), 1)
     frame[:20] = 1  # sums of 9 at most
 
-    (result,) = segment_tiles(network, [frame], plan_of(network, (40, 50)), LABELS, None)
+    (result,) = segment_tiles(network, [frame], layout_of(network, (40, 50)), LABELS, None)
 
     assert len(network.sizes) > 4
     assert result.labels.dtype == np.uint16
@@ -170,8 +170,8 @@ def test_labels_above_255_in_a_later_tile_keep_those_of_earlier_ones() -> None:
 
 def test_a_network_that_gives_too_few_samples_of_a_tile_is_an_error() -> None:
     network = BoxSum(1, 2)
-    plan = plan_of(network, (40, 50), scores=True)
+    layout = layout_of(network, (40, 50), scores=True)
     network.stride = 4
 
     with pytest.raises(ExecutionError, match=r"gave scores \[1, 3, .* samples or more"):
-        segment_tiles(network, frames_of((40, 50), 1), plan, SCORES, None)
+        segment_tiles(network, frames_of((40, 50), 1), layout, SCORES, None)

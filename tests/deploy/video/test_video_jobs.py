@@ -13,7 +13,7 @@ from fcn_deploy.errors import (
     SourceOpenError,
 )
 from fcn_deploy.video.files import ImageSource
-from fcn_deploy.video.jobs import SegmentJob, plan_jobs, want_throughput
+from fcn_deploy.video.jobs import SegmentJob, segment_jobs, want_throughput
 from fcn_deploy.video.runs import JobReport, run_job
 from tests.deploy.clips import (
     FakeSource,
@@ -34,7 +34,7 @@ def test_all_images_become_one_job_and_each_video_another(tmp_path: Path) -> Non
     clip = write_clip(tmp_path / "clip.avi", frames=2)
     out = tmp_path / "out"
 
-    images, video = plan_jobs([str(clip), str(tmp_path / "scans"), str(single)], out)
+    images, video = segment_jobs([str(clip), str(tmp_path / "scans"), str(single)], out)
 
     assert isinstance(images.source, ImageSource)
     assert images.source.paths == (*scans, single)
@@ -45,13 +45,13 @@ def test_all_images_become_one_job_and_each_video_another(tmp_path: Path) -> Non
 def test_a_videos_labels_become_a_folder(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.avi", frames=2)
 
-    (job,) = plan_jobs([str(clip)], tmp_path / "out", view="labels")
+    (job,) = segment_jobs([str(clip)], tmp_path / "out", view="labels")
 
     assert (job.output, job.is_video) == (tmp_path / "out" / "clip", False)
 
 
 def test_a_webcam_and_a_stream_get_names_without_secrets(tmp_path: Path) -> None:
-    jobs = plan_jobs(["3", "rtsp://u:pw@cam/x"], tmp_path)
+    jobs = segment_jobs(["3", "rtsp://u:pw@cam/x"], tmp_path)
 
     assert [job.output.name for job in jobs] == ["webcam-3.mp4", "stream.mp4"]
 
@@ -59,7 +59,7 @@ def test_a_webcam_and_a_stream_get_names_without_secrets(tmp_path: Path) -> None
 def test_an_output_can_name_the_video(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.avi", frames=2)
 
-    (job,) = plan_jobs([str(clip)], tmp_path / "night.mkv")
+    (job,) = segment_jobs([str(clip)], tmp_path / "night.mkv")
 
     assert (job.output, job.is_video) == (tmp_path / "night.mkv", True)
 
@@ -71,9 +71,9 @@ def test_two_sources_for_one_file_are_refused(tmp_path: Path) -> None:
     clips = [write_clip(tmp_path / name, frames=1) for name in ("c.avi", "c.mkv")]
 
     with pytest.raises(SinkError, match=r"x\.png and .*b/x\.jpg would both be written to .*x\.png"):
-        plan_jobs([str(first), str(second)], tmp_path / "out")
+        segment_jobs([str(first), str(second)], tmp_path / "out")
     with pytest.raises(SinkError, match=r"c\.avi and .*c\.mkv would both be written to .*c\.mp4"):
-        plan_jobs([str(clip) for clip in clips], tmp_path / "out")
+        segment_jobs([str(clip) for clip in clips], tmp_path / "out")
 
 
 def test_a_source_is_never_overwritten(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_source_is_never_overwritten(tmp_path: Path) -> None:
         ([str(image)], tmp_path),
     ):
         with pytest.raises(SinkError, match=r"is the source .* itself\. Write to another"):
-            plan_jobs(addresses, output)
+            segment_jobs(addresses, output)
 
 
 def test_a_videos_numbered_labels_do_not_replace_an_image_that_is_a_source(tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_a_videos_numbered_labels_do_not_replace_an_image_that_is_a_source(tmp_p
     other = write_image(tmp_path / "clip" / "other.png", numbered_frame(0))
 
     with pytest.raises(SinkError, match=r"000000\.png is the source .*000000\.png itself\."):
-        plan_jobs([str(clip), str(image)], tmp_path / "a" / "..", view="labels")
-    assert len(plan_jobs([str(clip), str(other)], tmp_path, view="labels")) == 2
+        segment_jobs([str(clip), str(image)], tmp_path / "a" / "..", view="labels")
+    assert len(segment_jobs([str(clip), str(other)], tmp_path, view="labels")) == 2
 
 
 def test_an_output_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
@@ -110,13 +110,13 @@ def test_an_output_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file.txt").touch()
 
     with pytest.raises(SinkFormatError, match=r"file\.txt is a file; expected a folder or a video"):
-        plan_jobs([clip], tmp_path / "file.txt")
+        segment_jobs([clip], tmp_path / "file.txt")
     with pytest.raises(SinkFormatError, match="class ids cannot be kept in the video"):
-        plan_jobs([clip], tmp_path / "out.mp4", view="labels")
+        segment_jobs([clip], tmp_path / "out.mp4", view="labels")
     with pytest.raises(SinkFormatError, match="is to hold images; expected one video"):
-        plan_jobs([image], tmp_path / "out.mp4")
+        segment_jobs([image], tmp_path / "out.mp4")
     with pytest.raises(SinkFormatError, match="is to hold 2 sources; expected one video"):
-        plan_jobs([clip, image], tmp_path / "out.mp4")
+        segment_jobs([clip, image], tmp_path / "out.mp4")
 
 
 def test_missing_sources_are_found_before_any_work(tmp_path: Path) -> None:
@@ -124,13 +124,13 @@ def test_missing_sources_are_found_before_any_work(tmp_path: Path) -> None:
 
     for missing in ("gone.mp4", "gone.png"):
         with pytest.raises(SourceOpenError, match=r"gone\.\w+ does not exist"):
-            plan_jobs([clip, str(tmp_path / missing)], tmp_path / "out")
+            segment_jobs([clip, str(tmp_path / missing)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_job_writes_the_video_and_its_report(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.avi", frames=20)
-    (job,) = plan_jobs([str(clip)], tmp_path / "out")
+    (job,) = segment_jobs([str(clip)], tmp_path / "out")
     report = JobReport(job.source.name)
 
     run_job(job, threshold_segmenter, report, view="side-by-side")
@@ -149,7 +149,7 @@ def test_images_of_different_sizes_are_written_at_their_own(tmp_path: Path) -> N
         write_image(tmp_path / f"{height}.png", numbered_frame(0, height=height))
         for height in (31, 50)
     ]
-    (job,) = plan_jobs([str(path) for path in paths], tmp_path / "out", view="labels")
+    (job,) = segment_jobs([str(path) for path in paths], tmp_path / "out", view="labels")
     report = JobReport(job.source.name)
 
     run_job(job, threshold_segmenter, report, view="labels")
@@ -205,10 +205,10 @@ def test_many_frames_of_files_are_run_at_once_and_single_or_live_ones_are_not(
     clip = write_clip(tmp_path / "clip.avi", frames=2)
 
     one, two, video = (
-        plan_jobs([str(path) for path in paths], tmp_path / "out")
+        segment_jobs([str(path) for path in paths], tmp_path / "out")
         for paths in (images[:1], images, [clip])
     )
 
     assert [want_throughput(jobs, None) for jobs in (one, two, video)] == [False, True, True]
     assert not want_throughput(video, "latest")
-    assert not want_throughput([*video, *plan_jobs(["0"], tmp_path / "out")], None)
+    assert not want_throughput([*video, *segment_jobs(["0"], tmp_path / "out")], None)

@@ -11,7 +11,7 @@ import pytest
 
 from fcn_deploy.errors import SourceOpenError
 from fcn_deploy.video.files import VideoFileSource
-from fcn_deploy.video.jobs import plan_jobs
+from fcn_deploy.video.jobs import segment_jobs
 from fcn_deploy.video.live import LiveSource
 from fcn_deploy.video.opencv_name import opencv_name
 from fcn_deploy.video.sinks import VideoSink
@@ -114,6 +114,6 @@ def test_a_name_that_is_too_long_is_an_error_in_words(tmp_path: Path) -> None:
     clip.rename(tmp_path / f"{'n' * 252}.ts")
 
     with pytest.raises(SourceOpenError, match="cannot be opened: File name too long"):
-        plan_jobs(["n" * 300 + ".mp4"], tmp_path / "out")
+        segment_jobs(["n" * 300 + ".mp4"], tmp_path / "out")
     with pytest.raises(OSError, match="cannot be written: File name too long"):
-        plan_jobs([str(tmp_path / f"{'n' * 252}.ts")], tmp_path)
+        segment_jobs([str(tmp_path / f"{'n' * 252}.ts")], tmp_path)

@@ -1,4 +1,4 @@
-"""Labels of a part of an image, from a part of its scores, exactly as if the whole were at hand."""
+"""Give the labels of a region of a frame from the scores around it, equal to the whole frame's."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from fcn_deploy.head.geometry import LANES, Axis, Upsampled
 from fcn_deploy.head.upsample import as_batch, label_dtype, label_into, thread_count
 from fcn_deploy.names import Array
 
-__all__ = ["AxisPart", "upsample_argmax_part"]
+__all__ = ["AxisRegion", "upsample_argmax_region"]
 
 
 @dataclass(frozen=True, slots=True)
-class AxisPart:
-    """A stretch of one axis of a resize.
+class AxisRegion:
+    """A region along one axis of a resize.
 
     Attributes:
-        whole: the axis that it is a stretch of.
-        begin, end: the outputs wanted.
-        first: index of the first sample at hand.
+        whole: the resize of the whole axis.
+        begin, end: the labels of the region, as indices of the whole axis.
+        first: index of the first sample that is given.
     """
 
     whole: Upsampled
@@ -35,26 +35,26 @@ class AxisPart:
         return min(int(self.whole.axis().cells[self.end - 1]) + 1, self.whole.samples - 1)
 
     def axis(self) -> Axis:
-        """Give the stretch as an axis of its own, with the whole axis's weights."""
+        """Give the region as an axis of its own, with the whole axis's weights."""
         whole = self.whole.axis()
         cells = whole.cells[self.begin : self.end] - self.first
         starts = np.append(np.flatnonzero(np.diff(cells, prepend=-1)), len(cells))
         behind = self.end + LANES
-        part = Axis(
+        region = Axis(
             cells,
             whole.near[self.begin : behind],
             whole.far[self.begin : behind],
             starts.astype(np.intp),
         )
-        for array in part:
+        for array in region:
             array.flags.writeable = False
-        return part
+        return region
 
 
-def upsample_argmax_part(
+def upsample_argmax_region(
     scores: Array,
-    rows: AxisPart,
-    columns: AxisPart,
+    rows: AxisRegion,
+    columns: AxisRegion,
     *,
     threshold: float = 0.0,
     num_threads: int | None = None,
@@ -64,7 +64,7 @@ def upsample_argmax_part(
     Args:
         scores: [N, C, h, w], the samples of the whole from `first` on along each axis; those
             behind the last that is needed are not read.
-        rows, columns: which part of what.
+        rows, columns: the region, down and across.
         threshold, num_threads: as for `upsample_argmax`.
 
     Returns:
