@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME = Path("fcn_deploy/backends/tensorrt")
 TESTS = (
     *("test_execution.py", "test_session.py", "test_device_arrays.py", "test_engine.py"),
-    *("test_backend.py", "test_label_stage.py"),
+    *("test_backend.py", "test_device_labelling.py"),
 )
 
 
@@ -51,7 +51,7 @@ S, R, P, U, X, B, E, G, D, L = (
     "engine.py",
     "graph_cache.py",
     "device_arrays.py",
-    "label_stage.py",
+    "device_labelling.py",
 )
 
 MUTATIONS = (
@@ -275,17 +275,17 @@ MUTATIONS = (
         "if False:\n                check_plan",
     ),
     Mutation("strides are not looked at", D, "if strides is not None and", "if False and"),
-    drop("scores are not labelled", S, "labelling.enqueue(places, self._stream)"),
+    drop("scores are not labelled", S, "labels.enqueue(places, self._stream)"),
     Mutation(
         "scores are labelled in another stream",
         S,
-        "labelling.enqueue(places, self._stream)",
-        "labelling.enqueue(places, 0)",
+        "labels.enqueue(places, self._stream)",
+        "labels.enqueue(places, 0)",
     ),
     drop(
-        "the label stage's tables are not copied in",
+        "the labels' tables are not copied in",
         S,
-        "feeds = {**feeds, labelling.tables_name: labelling.tables}",
+        "feeds = {**feeds, labels.tables_name: labels.tables}",
     ),
     drop("scores that are no numbers go unnoticed", L, "check_tainted(arrays[self._mark])"),
     Mutation(

@@ -18,7 +18,7 @@ import pytest
 import fcn_export.engine
 from fcn_bench.gpu_check import case, cli, labels, measure, plan
 from fcn_deploy.artifact.shape_range import ShapeRange
-from fcn_deploy.backends.tensorrt import head_kernel, label_stage
+from fcn_deploy.backends.tensorrt import device_labelling, head_kernel
 from fcn_deploy.backends.tensorrt.graph_cache import GraphCache
 from fcn_deploy.backends.tensorrt.head_kernel import TAINTED, HeadArguments
 from fcn_deploy.errors import BackendUnavailableError, BenchmarkError
@@ -178,7 +178,7 @@ def by_whole_factors(samples: tuple[int, int], size: tuple[int, int]) -> Array:
 def test_labels_that_the_gpu_makes_at_other_places_fail_their_step(
     tables: Any, driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_stage, "head_tables", tables)
+    monkeypatch.setattr(device_labelling, "head_tables", tables)
 
     status, steps = run(tmp_path, "--library", "tensorrt")
 
@@ -246,7 +246,7 @@ def test_a_large_error_of_the_scores_excuses_no_wrong_kernel(
 def test_a_head_that_errs_as_the_kernel_does_is_no_excuse(
     driver: SimDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_stage, "head_tables", in_corners)
+    monkeypatch.setattr(device_labelling, "head_tables", in_corners)
     monkeypatch.setattr(labels, "upsample_argmax", partial(upsample_argmax, align_corners=True))
     monkeypatch.setattr(case.PlanCase, "least_agreement", 0.5)
 

@@ -10,9 +10,9 @@ from fcn_deploy.artifact.manifest import Manifest, Variant
 from fcn_deploy.backends.base import ContextManaged, ModelSource, RunTimes
 from fcn_deploy.backends.tensorrt.api import installed, load_tensorrt
 from fcn_deploy.backends.tensorrt.device import device_problem, open_device, require_device
+from fcn_deploy.backends.tensorrt.device_labelling import DeviceLabelling
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.backends.tensorrt.head_kernel import HeadKernel, label_dtype
-from fcn_deploy.backends.tensorrt.label_stage import LabelStage
 from fcn_deploy.backends.tensorrt.plan_check import PlanRecord, check_plan
 from fcn_deploy.backends.tensorrt.session import InferenceSession, open_session
 from fcn_deploy.backends.tensorrt.slots import PendingResult
@@ -133,25 +133,25 @@ class TrtContext(ContextManaged):
             if self._kernel is None:
                 with self.engine.device.current():
                     self._kernel = HeadKernel(self.engine.device)
-        stage = LabelStage(
+        labelling = DeviceLabelling(
             self._kernel, scores, self.inputs[0].name, axes=axes, threshold=threshold
         )
-        return TrtLabels(self, stage, give_scores=give_scores)
+        return TrtLabels(self, labelling, give_scores=give_scores)
 
     def submit(
         self,
         feeds: Mapping[str, Array],
         *,
         outputs: Sequence[str] | None = None,
-        stage: LabelStage | None = None,
+        labelling: DeviceLabelling | None = None,
         timed: bool = False,
     ) -> PendingResult:
         """Start a run of the network; feeds have the shapes and dtypes of its inputs.
 
         Args:
-            stage: labels the scores on the GPU; None copies them back.
+            labelling: labels the scores on the GPU; None copies them back.
         """
-        return self._session(timed).submit(feeds, outputs=outputs, stage=stage)
+        return self._session(timed).submit(feeds, outputs=outputs, labelling=labelling)
 
     def close(self) -> None:
         with self._lock:  # no session is made from here on
@@ -178,15 +178,17 @@ class TrtContext(ContextManaged):
 class TrtLabels:
     """The labels of an engine that ends in scores, made on the GPU."""
 
-    def __init__(self, context: TrtContext, stage: LabelStage, *, give_scores: bool) -> None:
+    def __init__(
+        self, context: TrtContext, labelling: DeviceLabelling, *, give_scores: bool
+    ) -> None:
         self._context = context
-        self._stage = stage
+        self._labelling = labelling
         self.inputs = context.inputs
-        (scores,) = (spec for spec in context.outputs if spec.name == stage.scores)
+        (scores,) = (spec for spec in context.outputs if spec.name == labelling.scores)
         classes = scores.shape[1]
         # a plan that leaves the number of classes open is taken to have few of them
         dtype = label_dtype(classes or 1).name
-        labels = TensorSpec(stage.labels, dtype, (scores.shape[0], None, None))
+        labels = TensorSpec(labelling.labels, dtype, (scores.shape[0], None, None))
         self.outputs = (labels, scores) if give_scores else (labels,)
 
     def execute(
@@ -207,8 +209,8 @@ class TrtLabels:
     ) -> PendingResult:
         return self._context.submit(
             feeds,
-            outputs=[name for name in wanted if name == self._stage.scores],
-            stage=self._stage,
+            outputs=[name for name in wanted if name == self._labelling.scores],
+            labelling=self._labelling,
             timed=timed,
         )
 

@@ -12,10 +12,10 @@ import numpy as np
 from fcn_deploy.backends.base import ContextManaged, check_feeds
 from fcn_deploy.backends.tensorrt.arrays_in_use import ArraysInUse, views_of
 from fcn_deploy.backends.tensorrt.device_arrays import DeviceArray, DeviceView, stream_handle
+from fcn_deploy.backends.tensorrt.device_labelling import DeviceLabelling
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.backends.tensorrt.execution import BoundContext, Shapes
 from fcn_deploy.backends.tensorrt.graph_cache import GraphCache
-from fcn_deploy.backends.tensorrt.label_stage import LabelStage
 from fcn_deploy.backends.tensorrt.ring import Ring
 from fcn_deploy.backends.tensorrt.slots import PendingResult, Slot
 from fcn_deploy.backends.tensorrt.surface import ExecutionContext
@@ -93,7 +93,7 @@ class InferenceSession(ContextManaged):
         feeds: Mapping[str, Array],
         *,
         outputs: Sequence[str] | None = None,
-        stage: LabelStage | None = None,
+        labelling: DeviceLabelling | None = None,
     ) -> PendingResult:
         """Start a run, and wait for none but the one that had its slot, `depth` runs ago.
 
@@ -101,7 +101,8 @@ class InferenceSession(ContextManaged):
             feeds: an array for each input, of its dtype, in a shape that a profile takes; copied
                 before this returns.
             outputs: names to copy back; None means all.
-            stage: labels scores on the GPU; its `labels` are one more output, copied back always.
+            labelling: labels scores on the GPU; its `labels` are one more output, always copied
+                back.
 
         Raises:
             ShapeError, DTypeError: a feed is missing, unknown or of another kind than any profile
@@ -121,18 +122,18 @@ class InferenceSession(ContextManaged):
             known = shapes | output_shapes
             addresses = places = self._addresses(slot, known)
             specs = [spec for spec in self.engine.outputs if spec.name in wanted]
-            labelling = None if stage is None else stage.prepare(known)
-            if labelling is not None:
-                feeds = {**feeds, labelling.tables_name: labelling.tables}
-                known |= labelling.shapes
-                room = self._ring.addresses(slot, labelling.buffers, known)
-                places = addresses | labelling.places(room)
-                specs += labelling.outputs
+            labels = None if labelling is None else labelling.prepare(known)
+            if labels is not None:
+                feeds = {**feeds, labels.tables_name: labels.tables}
+                known |= labels.shapes
+                room = self._ring.addresses(slot, labels.buffers, known)
+                places = addresses | labels.places(room)
+                specs += labels.outputs
             try:
                 self._ring.copy_in(slot, feeds, places)
                 self._run(context, (profile, *shapes.items()), addresses)
-                if labelling is not None:
-                    labelling.enqueue(places, self._stream)
+                if labels is not None:
+                    labels.enqueue(places, self._stream)
                 parts = self._ring.copy_out(slot, specs, known, places)
             except BaseException:
                 self._ring.drain(slot)  # copies that were begun still use its memory
@@ -142,7 +143,7 @@ class InferenceSession(ContextManaged):
                 slot,
                 parts,
                 timed=self._timing,
-                finish=None if labelling is None else labelling.finish,
+                finish=None if labels is None else labels.finish,
             )
             return slot.pending
 

@@ -20,9 +20,9 @@ import pytest
 from fcn_deploy.backends.tensorrt.api import TensorRT, capabilities_of
 from fcn_deploy.backends.tensorrt.device import DeviceBackend, open_device
 from fcn_deploy.backends.tensorrt.device_head import DeviceHead
+from fcn_deploy.backends.tensorrt.device_labelling import DeviceLabelling
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.backends.tensorrt.head_kernel import HeadKernel
-from fcn_deploy.backends.tensorrt.label_stage import LabelStage
 from fcn_deploy.backends.tensorrt.session import open_session
 from fcn_deploy.errors import BackendUnavailableError, DeviceMemoryError, ExecutionError
 from fcn_deploy.head import upsample_argmax
@@ -274,10 +274,12 @@ def test_scores_are_labelled_behind_each_run(world: RealWorld, tmp_path: Path) -
     with engine.device.current():
         library = bytes(build_host_kernel(tmp_path)) + b"\0"
         kernel = HeadKernel(engine.device, image=library)
-    stage = LabelStage(kernel, "out", "image", (1, 2))
+    labelling = DeviceLabelling(kernel, "out", "image", (1, 2))
     session = open_session(engine, depth=2)
 
-    waiting = [session.submit({"image": image}, outputs=[], stage=stage) for image in frames(4)]
+    waiting = [
+        session.submit({"image": image}, outputs=[], labelling=labelling) for image in frames(4)
+    ]
 
     for image, pending in zip(frames(4), waiting, strict=True):
         np.testing.assert_array_equal(pending.result()["labels of out"], expected(image))

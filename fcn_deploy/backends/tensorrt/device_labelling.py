@@ -1,4 +1,4 @@
-"""The stage behind a run's execution that labels its scores on the GPU, in the same stream."""
+"""Label an engine's scores on the GPU, behind its execution and in the same stream."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fcn_deploy.backends.tensorrt.head_kernel import (
 from fcn_deploy.errors import ExecutionError
 from fcn_deploy.names import Array, TensorSpec
 
-__all__ = ["LabelRun", "LabelStage"]
+__all__ = ["DeviceLabelling", "LabellingRun"]
 
 
 @dataclass(frozen=True, slots=True)
-class LabelStage:
+class DeviceLabelling:
     """How an engine's scores become labels of the input's size.
 
     Attributes:
@@ -41,7 +41,7 @@ class LabelStage:
         """The name that the labels have among a run's outputs."""
         return f"labels of {self.scores}"
 
-    def prepare(self, shapes: Shapes) -> LabelRun:
+    def prepare(self, shapes: Shapes) -> LabellingRun:
         """Prepare one run, of these shapes of inputs and outputs.
 
         Raises:
@@ -51,11 +51,11 @@ class LabelStage:
         if len(shape) != 4:
             raise ExecutionError(f"the scores are {list(shape)}; expected [N, C, h, w].")
         height, width = (shapes[self.image][axis] for axis in self.axes)
-        return LabelRun(self, shape, (height, width), head_tables(shape[2:], (height, width)))
+        return LabellingRun(self, shape, (height, width), head_tables(shape[2:], (height, width)))
 
 
 @dataclass(frozen=True, slots=True)
-class LabelRun:
+class LabellingRun:
     """One run's labels: what is copied in for them, where they are written, and what is copied out.
 
     Attributes:
@@ -64,14 +64,14 @@ class LabelRun:
         tables: what is copied in as `tables_name`.
     """
 
-    stage: LabelStage
+    labelling: DeviceLabelling
     shape: tuple[int, ...]
     size: tuple[int, int]
     tables: Array = field(repr=False)
 
     @property
     def tables_name(self) -> str:
-        return f"tables for {self.stage.scores}"
+        return f"tables for {self.labelling.scores}"
 
     @property
     def buffers(self) -> tuple[TensorSpec, TensorSpec]:
@@ -88,7 +88,7 @@ class LabelRun:
         """Shapes of `buffers` and `outputs`."""
         return {
             self.tables_name: self.tables.shape,
-            self.stage.labels: (self.shape[0], *self.size),
+            self.labelling.labels: (self.shape[0], *self.size),
             self._mark: TAINTED.shape,
         }
 
@@ -102,13 +102,13 @@ class LabelRun:
         Args:
             places: addresses of the scores, of `buffers` and of `outputs`.
         """
-        self.stage.kernel.enqueue(
-            places[self.stage.scores],
+        self.labelling.kernel.enqueue(
+            places[self.labelling.scores],
             self.shape,
             self.size,
             tables=places[self.tables_name],
-            labels=places[self.stage.labels],
-            threshold=self.stage.threshold,
+            labels=places[self.labelling.labels],
+            threshold=self.labelling.threshold,
             stream=stream,
         )
 
@@ -123,8 +123,10 @@ class LabelRun:
 
     @property
     def _labels(self) -> TensorSpec:
-        return TensorSpec(self.stage.labels, label_dtype(self.shape[1]).name, (None, *self.size))
+        return TensorSpec(
+            self.labelling.labels, label_dtype(self.shape[1]).name, (None, *self.size)
+        )
 
     @property
     def _mark(self) -> str:
-        return f"mark of {self.stage.scores}"
+        return f"mark of {self.labelling.scores}"

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 from fcn_deploy import Segmenter, VideoPipeline
 from fcn_deploy.backends.tensorrt import head_kernel
 from fcn_deploy.backends.tensorrt.device import DeviceBackend
+from fcn_deploy.backends.tensorrt.device_labelling import DeviceLabelling
 from fcn_deploy.backends.tensorrt.head_kernel import HeadKernel
-from fcn_deploy.backends.tensorrt.label_stage import LabelStage
 from fcn_deploy.backends.tensorrt.session import open_session
 from fcn_deploy.errors import (
     BackendUnavailableError,
@@ -263,9 +263,11 @@ def test_use_after_the_end_is_refused(driver: SimDriver, tmp_path: Path) -> None
         segmenter._model.context.execute({"image": rgb(frame())})
 
 
-def stage_on(world: World) -> LabelStage:
+def labelling_on(world: World) -> DeviceLabelling:
     with world.device.current():
-        return LabelStage(HeadKernel(cast(DeviceBackend, world.device)), "out", "image", (1, 2))
+        return DeviceLabelling(
+            HeadKernel(cast(DeviceBackend, world.device)), "out", "image", (1, 2)
+        )
 
 
 def test_scores_of_another_rank_are_an_error(
@@ -273,10 +275,10 @@ def test_scores_of_another_rank_are_an_error(
 ) -> None:
     use_head(monkeypatch, host_kernel)
     world = make_world()
-    stage = stage_on(world)
+    labelling = labelling_on(world)
 
     with pytest.raises(ExecutionError, match=r"scores are \[1, 8, 8\]; expected \[N, C, h, w\]"):
-        stage.prepare({"image": (1, 8, 8, 3), "out": (1, 8, 8)})
+        labelling.prepare({"image": (1, 8, 8, 3), "out": (1, 8, 8)})
     world.close()
 
 
@@ -289,9 +291,11 @@ def test_runs_in_flight_do_not_mix(
     world = make_world(seed=seed, graph=SCORES)
     session = open_session(world.engine, depth=3, cuda_graphs=cuda_graphs, timing=True)
     images = [*frames(4), *frames(3, 20, 24), *frames(2)]
-    stage = stage_on(world)
+    labelling = labelling_on(world)
 
-    waiting = [session.submit({"image": image}, outputs=[], stage=stage) for image in images]
+    waiting = [
+        session.submit({"image": image}, outputs=[], labelling=labelling) for image in images
+    ]
 
     for image, pending in zip(images, waiting, strict=True):
         found, times = pending.result(), pending.times()
@@ -311,7 +315,7 @@ def test_runs_with_and_without_labels_share_a_session(
     session = open_session(world.engine, depth=1)
     (image,) = frames(1)
 
-    both = session.submit({"image": image}, stage=stage_on(world)).result()
+    both = session.submit({"image": image}, labelling=labelling_on(world)).result()
     plain = session.infer({"image": image})
 
     assert sorted(both) == ["labels of out", "out"]
