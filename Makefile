@@ -61,7 +61,7 @@ gpu-check: $(READY)  ## on a machine with an NVIDIA GPU: build, compare and time
 	$(BIN)/python -m fcn_bench.gpu_check $(GPU_CHECK_ARGS)
 
 plans: $(READY)  ## build plans of the FCN family, without a GPU, in every precision
-	$(BIN)/python -m benchmarks.research.plans --network family
+	$(BIN)/python -m benchmarks.research.build_plans --network family
 
 pycuda: $(READY)  ## build PyCUDA for the tests into the user's cache, where CUDA's headers are
 	$(BIN)/python scripts/build_pycuda.py

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fcn_bench.options import BenchmarkOptions
     from fcn_bench.report import BenchmarkReport
-    from fcn_bench.rounds import Plan
-    from fcn_bench.run import BenchmarkInterrupted, benchmark
+    from fcn_bench.rounds import Schedule
+    from fcn_bench.run_benchmark import BenchmarkInterrupted, benchmark
 
-__all__ = ["BenchmarkInterrupted", "BenchmarkOptions", "BenchmarkReport", "Plan", "benchmark"]
+__all__ = ["BenchmarkInterrupted", "BenchmarkOptions", "BenchmarkReport", "Schedule", "benchmark"]
 
 _HOMES = {
-    "BenchmarkInterrupted": "fcn_bench.run",
+    "BenchmarkInterrupted": "fcn_bench.run_benchmark",
     "BenchmarkOptions": "fcn_bench.options",
     "BenchmarkReport": "fcn_bench.report",
-    "Plan": "fcn_bench.rounds",
-    "benchmark": "fcn_bench.run",
+    "Schedule": "fcn_bench.rounds",
+    "benchmark": "fcn_bench.run_benchmark",
 }
 
 

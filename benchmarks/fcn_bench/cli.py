@@ -127,7 +127,7 @@ def _run(args: argparse.Namespace) -> int:
     # whatever can be refused is refused before minutes are spent on measuring
     from fcn_bench.assertions import check_assertions, check_measured, parse_assertion
     from fcn_bench.compare import compare, load_report
-    from fcn_bench.run import BenchmarkInterrupted, benchmark
+    from fcn_bench.run_benchmark import BenchmarkInterrupted, benchmark
     from fcn_bench.tune import check_tunable, tune
 
     _check_outputs(args)
@@ -167,7 +167,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> BenchmarkOptions:
     from fcn_bench.options import BenchmarkOptions
-    from fcn_bench.rounds import Plan
+    from fcn_bench.rounds import Schedule
     from fcn_export.load.factory import parse_arch_args
 
     try:
@@ -187,7 +187,7 @@ def _options(args: argparse.Namespace) -> BenchmarkOptions:
             labelled=None if args.eval is None else (args.eval[0], args.eval[1]),
             scenarios=args.scenario,
             rate_fps=args.rate,
-            plan=Plan(args.rounds, args.min_duration, args.warmup),
+            schedule=Schedule(args.rounds, args.min_duration, args.warmup),
         )
     except ValueError as error:
         raise BenchmarkError(f"{error}.") from error

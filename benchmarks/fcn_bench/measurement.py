@@ -1,4 +1,4 @@
-"""One benchmark under way: what stays the same over its sizes, and how one size is measured."""
+"""Measure one size and batch of a benchmark: start the processes, time them, check their labels."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fcn_bench.inputs import read_frames, synthetic_frames, video_rate_fps
 from fcn_bench.options import BenchmarkOptions
 from fcn_bench.remote import Worker
 from fcn_bench.report import Row
-from fcn_bench.rounds import Interrupted, Series, Track, interleave
+from fcn_bench.rounds import Interrupted, Series, TimingTask, interleave
 from fcn_bench.rows import GroundTruth, Outcome, make_rows
 from fcn_bench.scenarios import (
     Job,
     check_scenarios,
+    list_jobs,
     measured_rows,
-    plan_jobs,
     torch_modes,
 )
 from fcn_bench.targets import Candidate, Target, find_candidates, preprocess_of
@@ -37,7 +37,7 @@ from fcn_deploy.machine import throughput_streams, usable_cores
 from fcn_deploy.names import Array
 from fcn_models.labelled_images import EvalSet
 
-__all__ = ["Session"]
+__all__ = ["Measurement"]
 
 _DEFAULT_SIZE = (512, 512)
 _CAMERA_FPS = 30.0
@@ -45,8 +45,8 @@ _NO_BASELINE = "no PyTorch baseline, so no speed-up and no label agreement"
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """Everything that stays the same over sizes and batches."""
+class Measurement:
+    """What a benchmark measures and how, the same for all sizes and batches."""
 
     target: Target
     options: BenchmarkOptions
@@ -64,7 +64,7 @@ class Session:
     @classmethod
     def of(
         cls, target: Target, options: BenchmarkOptions, on_step: Callable[[str], None]
-    ) -> Session:
+    ) -> Measurement:
         scenarios = check_scenarios(options.scenarios)
         if options.labelled is not None:
             EvalSet.find(*map(Path, options.labelled))  # refused now, not after minutes
@@ -92,7 +92,7 @@ class Session:
             options=options,
             baseline=baseline,
             preprocess=preprocess,
-            jobs=plan_jobs(candidates, modes, scenarios, streams=streams),
+            jobs=list_jobs(candidates, modes, scenarios, streams=streams),
             threads=threads,
             rate_fps=rate_fps,
             environment={**environment, "stream_rate_fps": rate_fps},
@@ -119,8 +119,10 @@ class Session:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fcn-bench-")))
             np.save(folder / "frames.npy", self._frames(height, width, batch))
             started = self._start_all(stack, folder, batch)
-            tracks = [
-                Track(job.name, worker, work) for job, worker in started for work in job.works
+            tasks = [
+                TimingTask(job.name, worker, workload)
+                for job, worker in started
+                for workload in job.workloads
             ]
             pids = [os.getpid(), *(worker.pid for _, worker in started)]
             every: list[Series] = []
@@ -128,8 +130,8 @@ class Session:
             finished = False
             try:
                 every = interleave(
-                    tracks,
-                    self.options.plan,
+                    tasks,
+                    self.options.schedule,
                     foreign_cpu=ForeignCpu(lambda: pids),
                     on_step=self.on_step,
                 )
@@ -142,9 +144,9 @@ class Session:
             if not every:
                 return [], False
             measured = []
-            rest = iter(zip(tracks, every, strict=True))
+            rest = iter(zip(tasks, every, strict=True))
             for (job, _), outcome in zip(started, outcomes, strict=True):
-                parts = list(islice(rest, len(job.works)))
+                parts = list(islice(rest, len(job.workloads)))
                 rows = measured_rows(
                     job, parts, batch=batch, height=height, width=width, rate_fps=self.rate_fps
                 )
@@ -173,7 +175,7 @@ class Session:
                 worker.close()
                 continue
             worker.frames(folder / "frames.npy", batch=batch)
-            if self.rate_fps is not None and "stream" in job.works:
+            if self.rate_fps is not None and "stream" in job.workloads:
                 worker.stream(self.rate_fps, folder / f"written_{index}")
             started.append((job, worker))
         return started

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from fcn_bench.rounds import Work
+from fcn_bench.rounds import Workload
 from fcn_bench.timing import Call, Timing
 from fcn_deploy.backends.base import RunTimes
 from fcn_deploy.names import Array
@@ -59,16 +59,16 @@ def segment(network: Network, frames_bgr: Sequence[Array]) -> list[Array]:
 
 
 def timed_call(
-    network: Network, batches: Sequence[Sequence[Array]], *, work: Work, first: int = 0
+    network: Network, batches: Sequence[Sequence[Array]], *, workload: Workload, first: int = 0
 ) -> Call:
     """Make a call that works on one batch after the other, over and over.
 
     Args:
         batches: frames, uint8 [H, W, 3], of one size in each.
-        work: ``"frame"`` does all three steps; ``"compute"`` prepares every batch beforehand.
+        workload: ``"frame"`` does all three steps; ``"compute"`` prepares every batch beforehand.
         first: index of the batch to begin with, so that threads do not work on the same one.
     """
-    if work == "compute":
+    if workload == "compute":
         inputs = itertools.cycle([network.prepare(batch) for batch in batches])
 
         def compute_once() -> Timing:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fcn_bench.rounds import Plan
+from fcn_bench.rounds import Schedule
 from fcn_bench.scenarios import DEFAULT_SCENARIOS
 from fcn_deploy.artifact.manifest import Preprocess
 from fcn_deploy.names import Precision
@@ -50,7 +50,7 @@ class BenchmarkOptions:
     labelled: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None
     scenarios: Sequence[str] = DEFAULT_SCENARIOS
     rate_fps: float | None = None
-    plan: Plan = field(default_factory=Plan)
+    schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
         if not self.batches or any(batch < 1 for batch in self.batches):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_bench.agreement import Agreement
-from fcn_bench.rounds import Work
+from fcn_bench.rounds import Workload
 from fcn_bench.timing import Slice, Timing, WarmUp
 from fcn_deploy import errors
 from fcn_deploy.backends.base import ContextManaged
@@ -65,11 +65,11 @@ class Worker(ContextManaged):
         """Say at which rate the frames of a stream arrive, and where its labels are written."""
         self._ask("stream", rate_fps=rate_fps, folder=str(folder))
 
-    def warm_up(self, work: Work, *, calls: int | None) -> WarmUp:
-        return WarmUp(**self._ask("warm_up", work=work, calls=calls))
+    def warm_up(self, workload: Workload, *, calls: int | None) -> WarmUp:
+        return WarmUp(**self._ask("warm_up", workload=workload, calls=calls))
 
-    def measure(self, work: Work, *, seconds: float, min_calls: int) -> Slice:
-        answer = self._ask("measure", work=work, seconds=seconds, min_calls=min_calls)
+    def measure(self, workload: Workload, *, seconds: float, min_calls: int) -> Slice:
+        answer = self._ask("measure", workload=workload, seconds=seconds, min_calls=min_calls)
         columns = (answer[name] for name in ("frame_ms", "compute_ms", "transfer_ms"))
         timings = tuple(Timing(*durations) for durations in zip(*columns, strict=True))
         return Slice(timings, answer["calls_per_second"], answer["unwritten"])

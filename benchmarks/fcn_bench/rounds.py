@@ -18,18 +18,18 @@ from fcn_bench.timing import Scope, Slice, WarmUp
 __all__ = [
     "CpuShare",
     "Interrupted",
-    "Plan",
     "Runner",
+    "Schedule",
     "Series",
-    "Track",
-    "Work",
+    "TimingTask",
+    "Workload",
     "interleave",
     "turn_order",
 ]
 
-Work = Literal["frame", "compute", "stream"]
-"""What is repeated: a whole frame, which times the network within it, or the network alone; or
-frames arrive at a fixed rate."""
+Workload = Literal["frame", "compute", "stream"]
+"""What is repeated: a whole frame, which times the network in it as well; the network alone; or
+frames that arrive at a fixed rate."""
 
 _ROUNDS = 10
 _MORE_ROUNDS = 5
@@ -47,9 +47,9 @@ class Interrupted(KeyboardInterrupt):
 class Runner(Protocol):
     """Something loaded and ready to be timed."""
 
-    def warm_up(self, work: Work, *, calls: int | None) -> WarmUp: ...
+    def warm_up(self, workload: Workload, *, calls: int | None) -> WarmUp: ...
 
-    def measure(self, work: Work, *, seconds: float, min_calls: int) -> Slice: ...
+    def measure(self, workload: Workload, *, seconds: float, min_calls: int) -> Slice: ...
 
 
 class CpuShare(Protocol):
@@ -59,7 +59,7 @@ class CpuShare(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Schedule:
     """How long to measure.
 
     Attributes:
@@ -91,17 +91,17 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Track:
-    """One runner doing one kind of work, named for progress messages."""
+class TimingTask:
+    """One runner and one of its workloads, named for progress messages."""
 
     name: str
     runner: Runner
-    work: Work
+    workload: Workload
 
 
 @dataclass(slots=True)
 class Series:
-    """What a track gave: one slice a round.
+    """What a task gave: one slice a round.
 
     Attributes:
         foreign_cpu: share of the CPUs that other processes took, in each round.
@@ -139,41 +139,41 @@ def turn_order(count: int, round_index: int) -> list[int]:
 
 
 def interleave(
-    tracks: Sequence[Track],
-    plan: Plan,
+    tasks: Sequence[TimingTask],
+    schedule: Schedule,
     *,
     foreign_cpu: CpuShare,
     on_step: Callable[[str], None] = lambda message: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Series]:
-    """Warm every track up, then let them take turns.
+    """Warm every task up, then let them take turns.
 
     Args:
         on_step: told what is about to happen; never called inside a slice.
 
     Returns:
-        One series for each track, in their order.
+        One series for each task, in their order.
 
     Raises:
-        Interrupted: Ctrl-C; it holds the rounds that every track completed.
+        Interrupted: Ctrl-C; it holds the rounds that every task completed.
     """
     every: list[Series] = []
     done = 0
     try:
-        for track in tracks:
-            on_step(f"warming up {track.name}")
-            every.append(Series(_warm_up(track, plan, tracks, every)))
+        for task in tasks:
+            on_step(f"warming up {task.name}")
+            every.append(Series(_warm_up(task, schedule, tasks, every)))
         start = clock()
-        least = plan.rounds or _ROUNDS
-        most = plan.rounds or _ROUNDS + _MORE_ROUNDS
+        least = schedule.rounds or _ROUNDS
+        most = schedule.rounds or _ROUNDS + _MORE_ROUNDS
         while done < least or (
             done < most
             and clock() - start < _MORE_WITHIN_SECONDS
             and not all(series.steady for series in every)
         ):
             on_step(f"round {done + 1} of {least if done < least else most}")
-            for index in turn_order(len(tracks), done):
-                _take_turn(tracks[index], every[index], plan, foreign_cpu)
+            for index in turn_order(len(tasks), done):
+                _take_turn(tasks[index], every[index], schedule, foreign_cpu)
             done += 1
     except KeyboardInterrupt:
         for series in every:
@@ -182,18 +182,22 @@ def interleave(
     return every
 
 
-def _warm_up(track: Track, plan: Plan, tracks: Sequence[Track], warmed: Sequence[Series]) -> WarmUp:
-    """Warm up; a runner that is warm from other work makes one call of this one."""
-    for other, series in zip(tracks, warmed, strict=False):
-        if other.runner is track.runner:
-            track.runner.warm_up(track.work, calls=1)
+def _warm_up(
+    task: TimingTask, schedule: Schedule, tasks: Sequence[TimingTask], warmed: Sequence[Series]
+) -> WarmUp:
+    """Warm up; a runner that is warm from another workload makes one call of this one."""
+    for other, series in zip(tasks, warmed, strict=False):
+        if other.runner is task.runner:
+            task.runner.warm_up(task.workload, calls=1)
             return series.warm
-    return track.runner.warm_up(track.work, calls=plan.warmup_calls)
+    return task.runner.warm_up(task.workload, calls=schedule.warmup_calls)
 
 
-def _take_turn(track: Track, series: Series, plan: Plan, foreign_cpu: CpuShare) -> None:
+def _take_turn(task: TimingTask, series: Series, schedule: Schedule, foreign_cpu: CpuShare) -> None:
     foreign_cpu()
-    part = track.runner.measure(track.work, seconds=plan.slice_seconds, min_calls=plan.min_calls)
+    part = task.runner.measure(
+        task.workload, seconds=schedule.slice_seconds, min_calls=schedule.min_calls
+    )
     share = foreign_cpu()
     series.slices.append(part)
     if share is not None:

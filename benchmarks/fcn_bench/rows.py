@@ -1,4 +1,4 @@
-"""From samples and checks to judged rows with their speed-ups."""
+"""Make the report's rows of samples and checks: verdict, speed-ups, fidelity."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fcn_bench.agreement import Agreement
 from fcn_bench.report import Row, RowFidelity, RowKey, Speedup, StartTimes
 from fcn_bench.scenarios import Measured
 from fcn_bench.stats import ratio_of_medians, summarise
-from fcn_bench.verdict import Evidence, judge
+from fcn_bench.verdict import Evidence, decide_verdict
 from fcn_deploy.names import Array
 
 __all__ = ["GroundTruth", "Outcome", "make_rows"]
@@ -60,7 +60,7 @@ def _make_row(row: Measured, outcome: Outcome, samples: Sequence[Measured]) -> R
     durations = [value for part in row.durations_ms for value in part]
     agreement = outcome.agreement
     foreign = row.series.foreign_cpu
-    verdict, reasons = judge(
+    verdict, reasons = decide_verdict(
         Evidence(
             durations_ms=durations,
             warm=row.series.warm.steady,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fcn_bench.report import RowKey
-from fcn_bench.rounds import Series, Track, Work
+from fcn_bench.rounds import Series, TimingTask, Workload
 from fcn_bench.targets import Candidate
 from fcn_bench.timing import Scope
 from fcn_bench.torch_baseline import TorchMode
@@ -23,8 +23,8 @@ __all__ = [
     "Measured",
     "Scenario",
     "check_scenarios",
+    "list_jobs",
     "measured_rows",
-    "plan_jobs",
     "torch_modes",
 ]
 
@@ -76,11 +76,11 @@ class Job:
         return f"{self.backend} {self.precision} {self.mode}"
 
     @property
-    def works(self) -> tuple[Work, ...]:
+    def workloads(self) -> tuple[Workload, ...]:
         """What it repeats: a frame's run times the network in it; saturated, each has its own."""
         if self.streams > 1:
             return "compute", "frame"
-        frames: tuple[Work, ...] = () if self.scenarios == ("stream",) else ("frame",)
+        frames: tuple[Workload, ...] = () if self.scenarios == ("stream",) else ("frame",)
         return (*frames, "stream") if "stream" in self.scenarios else frames
 
 
@@ -153,7 +153,7 @@ def torch_modes(*, baseline: bool, compile: bool) -> tuple[tuple[TorchMode, ...]
     return tuple(modes), notes
 
 
-def plan_jobs(
+def list_jobs(
     candidates: Sequence[Candidate],
     modes: Sequence[TorchMode],
     scenarios: Sequence[Scenario],
@@ -181,14 +181,14 @@ def plan_jobs(
 
 def measured_rows(
     job: Job,
-    parts: Sequence[tuple[Track, Series]],
+    parts: Sequence[tuple[TimingTask, Series]],
     *,
     batch: int,
     height: int,
     width: int,
     rate_fps: float | None = None,
 ) -> list[Measured]:
-    """Make a job's rows of the series of its tracks.
+    """Make a job's rows of the series of its tasks.
 
     Args:
         rate_fps: frames that arrived in a second of a stream.
@@ -202,8 +202,8 @@ def measured_rows(
             key = RowKey(
                 job.backend, job.precision, job.mode, scenario, scope, batch, height, width
             )
-            work = _work(job, scope)
-            series = next(series for track, series in parts if track.work == work)
+            workload = _workload(job, scope)
+            series = next(series for task, series in parts if task.workload == workload)
             if _has_scope(job, series, scope):
                 rows.append(_measured_row(job, key, series, scope, rate_fps))
     return rows
@@ -216,7 +216,7 @@ def _has_scope(job: Job, series: Series, scope: Scope) -> bool:
     return all(series.durations_ms(scope))
 
 
-def _work(job: Job, scope: Scope) -> Work:
+def _workload(job: Job, scope: Scope) -> Workload:
     if scope == "stream":
         return "stream"
     return "frame" if job.streams == 1 or scope == "frame" else "compute"

@@ -1,4 +1,4 @@
-"""When a measured row may be believed: each reason against it, with the limit it broke."""
+"""Decide whether a measured row may be believed, and give each reason against it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from fcn_bench.stats import relative_spread, trend
 
-__all__ = ["Evidence", "Limits", "Verdict", "judge"]
+__all__ = ["Evidence", "Verdict", "VerdictLimits", "decide_verdict"]
 
 
 class Verdict(StrEnum):
@@ -19,7 +19,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class VerdictLimits:
     """Beyond these a row is SUSPECT.
 
     Attributes:
@@ -59,9 +59,11 @@ class Evidence:
     overload: str | None = None
 
 
-def judge(evidence: Evidence, *, limits: Limits | None = None) -> tuple[Verdict, tuple[str, ...]]:
+def decide_verdict(
+    evidence: Evidence, *, limits: VerdictLimits | None = None
+) -> tuple[Verdict, tuple[str, ...]]:
     """Give the verdict on one row and every reason against it."""
-    limits = limits or Limits()
+    limits = limits or VerdictLimits()
     reasons = [*evidence.output_faults]
     count = len(evidence.durations_ms)
     if count < limits.min_samples:
@@ -85,7 +87,7 @@ def judge(evidence: Evidence, *, limits: Limits | None = None) -> tuple[Verdict,
     return (Verdict.SUSPECT if reasons else Verdict.VALID), tuple(reasons)
 
 
-def _series_reasons(durations_ms: Sequence[float], limits: Limits) -> list[str]:
+def _series_reasons(durations_ms: Sequence[float], limits: VerdictLimits) -> list[str]:
     reasons = []
     drift = trend(durations_ms)
     if drift.significant and abs(drift.drift) > limits.max_drift:

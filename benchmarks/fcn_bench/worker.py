@@ -21,7 +21,7 @@ import numpy as np
 from fcn_bench.agreement import confusion_on_files, measure_agreement, write_reference
 from fcn_bench.network import Network, timed_call
 from fcn_bench.opening import open_network
-from fcn_bench.rounds import Work
+from fcn_bench.rounds import Workload
 from fcn_bench.stream import FrameStream
 from fcn_bench.timing import Call, Slice, measure_saturated, measure_slice, warm_up
 from fcn_deploy.errors import FcnDeployError
@@ -34,14 +34,14 @@ __all__ = ["serve"]
 def serve(requests: TextIO, answers: TextIO) -> None:
     """Answer requests until there are no more.
 
-    Each request is an object with ``do``, the name of a method of `_Session` without its
+    Each request is an object with ``do``, the name of a method of `_Requests` without its
     underscore, and that method's arguments.
     """
-    session = _Session()
+    handlers = _Requests()
     for line in requests:
         request = json.loads(line)
         try:
-            answer = {"result": session.actions[request.pop("do")](**request)}
+            answer = {"result": handlers.actions[request.pop("do")](**request)}
         except FcnDeployError as error:
             answer = {
                 "error": type(error).__name__,
@@ -52,14 +52,14 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         answers.flush()
 
 
-class _Session:
-    """One network and the frames it works on."""
+class _Requests:
+    """Answers requests about one network and the frames that it is timed on."""
 
     def __init__(self) -> None:
         self._network: Network | None = None
         self._streams = 1
         self._batches: Sequence[Sequence[Array]] = ()
-        self._calls: dict[Work, list[Call]] = {}
+        self._calls: dict[Workload, list[Call]] = {}
         self._arriving: FrameStream | None = None
         self.actions: Mapping[str, Callable[..., Any]] = {
             "open": self._open,
@@ -90,12 +90,12 @@ class _Session:
             self._opened(), self._every_frame(), rate_fps=rate_fps, folder=Path(folder)
         )
 
-    def _warm_up(self, work: Work, calls: int | None) -> dict[str, Any]:
-        call = self._arrivals().once if work == "stream" else self._call(work)[0]
+    def _warm_up(self, workload: Workload, calls: int | None) -> dict[str, Any]:
+        call = self._arrivals().once if workload == "stream" else self._call(workload)[0]
         return dataclasses.asdict(warm_up(call, calls=calls))
 
-    def _measure(self, work: Work, seconds: float, min_calls: int) -> dict[str, Any]:
-        part = self._slice(work, seconds, min_calls)
+    def _measure(self, workload: Workload, seconds: float, min_calls: int) -> dict[str, Any]:
+        part = self._slice(workload, seconds, min_calls)
         return {
             "frame_ms": [timing.frame_ms for timing in part.timings],
             "compute_ms": [timing.compute_ms for timing in part.timings],
@@ -104,10 +104,10 @@ class _Session:
             "unwritten": part.unwritten,
         }
 
-    def _slice(self, work: Work, seconds: float, min_calls: int) -> Slice:
-        if work == "stream":
+    def _slice(self, workload: Workload, seconds: float, min_calls: int) -> Slice:
+        if workload == "stream":
             return self._arrivals().measure(seconds=seconds, min_calls=min_calls)
-        calls = self._call(work)
+        calls = self._call(workload)
         if len(calls) == 1:
             return measure_slice(calls[0], seconds=seconds, min_calls=min_calls)
         return measure_saturated(calls, seconds=seconds, min_calls=-(-min_calls // len(calls)))
@@ -122,13 +122,13 @@ class _Session:
     def _confusion(self, images: str, labels: str, num_labels: int) -> list[list[int]]:
         return confusion_on_files(self._opened(), Path(images), Path(labels), num_labels=num_labels)
 
-    def _call(self, work: Work) -> list[Call]:
-        if work not in self._calls:
-            self._calls[work] = [
-                timed_call(self._opened(), self._batches, work=work, first=index)
+    def _call(self, workload: Workload) -> list[Call]:
+        if workload not in self._calls:
+            self._calls[workload] = [
+                timed_call(self._opened(), self._batches, workload=workload, first=index)
                 for index in range(self._streams)
             ]
-        return self._calls[work]
+        return self._calls[workload]
 
     def _every_frame(self) -> list[Array]:
         return [frame for batch in self._batches for frame in batch]

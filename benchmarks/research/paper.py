@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fcn_bench.rounds import Plan
+from fcn_bench.rounds import Schedule
 from fcn_deploy.artifact.partial_files import write_whole
 from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.machine import usable_cores
 from research.peers.contenders import our_row, torch_rows
-from research.peers.race import Lane, Race, run_race
+from research.peers.race import ContenderResult, Race, run_race
 from research.peers.results import describe_run, noise_text, number, ratio_text, table
 from research.peers.subject import Subject
 
@@ -108,12 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=_OUTPUT, metavar="FILE")
     options = parser.parse_args(arguments)
     chosen = [network for network in NETWORKS if network.name in options.only]
-    plan = Plan(rounds=options.rounds, min_duration_seconds=3.0)
+    schedule = Schedule(rounds=options.rounds, min_duration_seconds=3.0)
     try:
         subjects = [prepare(network, options.cache, say=_say) for network in chosen]
         if options.prepare:
             return 0
-        races = [race(subject, plan, threads=options.threads, say=_say) for subject in subjects]
+        races = [race(subject, schedule, threads=options.threads, say=_say) for subject in subjects]
     except FcnDeployError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -152,7 +152,7 @@ def prepare(network: PaperNetwork, folder: Path, *, say: Callable[[str], None]) 
     return subject
 
 
-def race(subject: Subject, plan: Plan, *, threads: int, say: Callable[[str], None]) -> Race:
+def race(subject: Subject, schedule: Schedule, *, threads: int, say: Callable[[str], None]) -> Race:
     """Let PyTorch's ways and this project's variants take turns."""
     from fcn_export.check.sample_frames import natural_frame
 
@@ -162,16 +162,16 @@ def race(subject: Subject, plan: Plan, *, threads: int, say: Callable[[str], Non
         *(our_row(subject, backend, kind, threads=threads) for backend, kind in ours),
     ]
     frames = [natural_frame(*SIZE, seed) for seed in range(_SEED, _SEED + _FRAMES)]
-    return run_race(contenders, frames, batch=1, plan=plan, say=say)
+    return run_race(contenders, frames, batch=1, schedule=schedule, say=say)
 
 
 def report(networks: Sequence[PaperNetwork], races: Sequence[Race], *, threads: int) -> str:
     """Give the tables as Markdown."""
     rows, details = [], []
     for network, run in zip(networks, races, strict=True):
-        eager, *_ = run.lanes
-        torch = min(_of(run, ours=False), key=lambda lane: lane.median_ms)
-        ours = min(_of(run, ours=True), key=lambda lane: lane.median_ms)
+        eager, *_ = run.results
+        torch = min(_of(run, ours=False), key=lambda result: result.median_ms)
+        ours = min(_of(run, ours=True), key=lambda result: result.median_ms)
         rows.append(
             (
                 network.title,
@@ -183,10 +183,10 @@ def report(networks: Sequence[PaperNetwork], races: Sequence[Race], *, threads: 
                 ratio_text(run.ratio(torch, ours)),
             )
         )
-        for lane in run.lanes:
-            way = (network.title, lane.contender.name, lane.contender.precision)
-            ratio = ratio_text(run.ratio(eager, lane))
-            details.append((*way, number(lane.median_ms), ratio, f"{lane.agreement:.2%}"))
+        for result in run.results:
+            way = (network.title, result.contender.name, result.contender.precision)
+            ratio = ratio_text(run.ratio(eager, result))
+            details.append((*way, number(result.median_ms), ratio, f"{result.agreement:.2%}"))
     heading = ("network", "paper, K40c", "eager", "best PyTorch", "fcn-deploy's fastest")
     lines = [
         "# The paper's networks on this machine",
@@ -209,12 +209,12 @@ def report(networks: Sequence[PaperNetwork], races: Sequence[Race], *, threads: 
     return "\n".join(lines) + "\n"
 
 
-def _of(run: Race, *, ours: bool) -> list[Lane]:
-    return [lane for lane in run.lanes if lane.contender.is_ours is ours]
+def _of(run: Race, *, ours: bool) -> list[ContenderResult]:
+    return [result for result in run.results if result.contender.is_ours is ours]
 
 
-def _way(lane: Lane) -> str:
-    return f"{lane.contender.description['backend']} {lane.contender.precision}"
+def _way(result: ContenderResult) -> str:
+    return f"{result.contender.description['backend']} {result.contender.precision}"
 
 
 def _calibration_frames(folder: Path) -> Path:

@@ -8,15 +8,15 @@ import pytest
 
 from fcn_bench.agreement import Agreement
 from fcn_bench.report import Row
-from fcn_bench.rounds import Series, Track, Work
+from fcn_bench.rounds import Series, TimingTask, Workload
 from fcn_bench.rows import GroundTruth, Outcome, make_rows
 from fcn_bench.scenarios import (
     Job,
     Measured,
     Scenario,
     check_scenarios,
+    list_jobs,
     measured_rows,
-    plan_jobs,
     torch_modes,
 )
 from fcn_bench.targets import Candidate
@@ -34,10 +34,10 @@ BOTH: tuple[Scenario, ...] = ("latency", "throughput")
 class NoRunner:
     """Stands where a runner must be named but nothing runs."""
 
-    def warm_up(self, work: Work, *, calls: int | None) -> WarmUp:
+    def warm_up(self, workload: Workload, *, calls: int | None) -> WarmUp:
         raise NotImplementedError
 
-    def measure(self, work: Work, *, seconds: float, min_calls: int) -> Slice:
+    def measure(self, workload: Workload, *, seconds: float, min_calls: int) -> Slice:
         raise NotImplementedError
 
 
@@ -58,14 +58,17 @@ def series(frame_ms: float, *, calls_per_second: float = 0.0, rounds: int = 10) 
 
 def rows_of(job: Job, frame_ms: float, *, calls_per_second: float = 0.0) -> list[Measured]:
     parts = [
-        (Track(job.name, NoRunner(), work), series(frame_ms, calls_per_second=calls_per_second))
-        for work in job.works
+        (
+            TimingTask(job.name, NoRunner(), workload),
+            series(frame_ms, calls_per_second=calls_per_second),
+        )
+        for workload in job.workloads
     ]
     return measured_rows(job, parts, batch=1, height=64, width=96)
 
 
 def test_pytorch_has_one_process_for_both_scenarios_and_a_candidate_two() -> None:
-    jobs = plan_jobs([OPENVINO], ["eager", "channels_last"], BOTH, streams=2)
+    jobs = list_jobs([OPENVINO], ["eager", "channels_last"], BOTH, streams=2)
 
     assert [(job.name, job.scenarios) for job in jobs] == [
         ("torch fp32 eager", BOTH),
@@ -76,13 +79,13 @@ def test_pytorch_has_one_process_for_both_scenarios_and_a_candidate_two() -> Non
 
 
 def test_one_core_has_one_stream_and_one_process() -> None:
-    jobs = plan_jobs([OPENVINO], [], BOTH, streams=1)
+    jobs = list_jobs([OPENVINO], [], BOTH, streams=1)
 
     assert [(job.mode, job.scenarios) for job in jobs] == [("1 stream", BOTH)]
 
 
 def test_bf16_autocast_is_a_row_of_bf16() -> None:
-    jobs = plan_jobs([], TORCH_MODES, ["latency"], streams=2)
+    jobs = list_jobs([], TORCH_MODES, ["latency"], streams=2)
 
     assert [job.precision for job in jobs] == ["fp32", "fp32", "bf16", "fp32"]
 
@@ -114,7 +117,7 @@ def test_scenarios_are_checked() -> None:
 
 
 def test_one_run_of_frames_gives_both_scopes_of_both_scenarios() -> None:
-    (job,) = plan_jobs([], ["eager"], BOTH, streams=2)
+    (job,) = list_jobs([], ["eager"], BOTH, streams=2)
 
     rows = rows_of(job, 100.0)
 
@@ -130,7 +133,7 @@ def test_one_run_of_frames_gives_both_scopes_of_both_scenarios() -> None:
 
 
 def test_saturated_rows_count_what_all_streams_complete() -> None:
-    job = plan_jobs([OPENVINO], [], ["throughput"], streams=2)[0]
+    job = list_jobs([OPENVINO], [], ["throughput"], streams=2)[0]
 
     rows = rows_of(job, 100.0, calls_per_second=19.0)
 
@@ -139,7 +142,7 @@ def test_saturated_rows_count_what_all_streams_complete() -> None:
 
 
 def test_speed_up_is_against_eager_and_against_the_best_of_pytorch() -> None:
-    eager, last, ours = plan_jobs([OPENVINO], ["eager", "channels_last"], ["latency"], streams=2)
+    eager, last, ours = list_jobs([OPENVINO], ["eager", "channels_last"], ["latency"], streams=2)
     measured = [*rows_of(eager, 90.0), *rows_of(last, 60.0), *rows_of(ours, 30.0)]
 
     rows = make_rows([(row, Outcome()) for row in measured])
@@ -166,13 +169,13 @@ def measured_stream(job: Job, *, written_fps: float, unwritten: int = 0) -> Meas
     arriving = series(30.0)
     arriving.slices = [replace(p, calls_per_second=written_fps) for p in arriving.slices]
     arriving.slices[0] = replace(arriving.slices[0], unwritten=unwritten)
-    parts = [(Track(job.name, NoRunner(), "stream"), arriving)]
+    parts = [(TimingTask(job.name, NoRunner(), "stream"), arriving)]
     (measured,) = measured_rows(job, parts, batch=1, height=64, width=96, rate_fps=25.0)
     return measured
 
 
 def stream_row(*, written_fps: float, unwritten: int) -> Row:
-    (job,) = plan_jobs([OPENVINO], [], ["stream"], streams=2)
+    (job,) = list_jobs([OPENVINO], [], ["stream"], streams=2)
     measured = measured_stream(job, written_fps=written_fps, unwritten=unwritten)
     return make_rows([(measured, Outcome())])[0]
 
@@ -197,7 +200,7 @@ def test_a_stream_that_cannot_keep_up_is_suspect(written_fps: float, unwritten: 
 
 @pytest.mark.parametrize(("eager_fps", "ours_fps"), [(14.0, 25.0), (25.0, 14.0), (25.0, 25.0)])
 def test_a_queue_that_grows_is_no_measure_of_speed(eager_fps: float, ours_fps: float) -> None:
-    jobs = plan_jobs([OPENVINO], ["eager"], ["stream"], streams=2)
+    jobs = list_jobs([OPENVINO], ["eager"], ["stream"], streams=2)
     rates = (eager_fps, ours_fps)
     measured = [measured_stream(job, written_fps=fps) for job, fps in zip(jobs, rates, strict=True)]
 
@@ -211,9 +214,9 @@ def test_a_queue_that_grows_is_no_measure_of_speed(eager_fps: float, ours_fps: f
 
 
 def test_a_stream_shares_the_process_of_latency() -> None:
-    jobs = plan_jobs([OPENVINO], ["eager"], ("latency", "throughput", "stream"), streams=2)
+    jobs = list_jobs([OPENVINO], ["eager"], ("latency", "throughput", "stream"), streams=2)
 
-    assert [(job.mode, job.works) for job in jobs] == [
+    assert [(job.mode, job.workloads) for job in jobs] == [
         ("eager", ("frame", "stream")),
         ("1 stream", ("frame", "stream")),
         ("2 streams", ("compute", "frame")),
@@ -221,7 +224,7 @@ def test_a_stream_shares_the_process_of_latency() -> None:
 
 
 def test_equal_rows_cannot_be_told_apart() -> None:
-    eager, ours = plan_jobs([OPENVINO], ["eager"], ["latency"], streams=2)
+    eager, ours = list_jobs([OPENVINO], ["eager"], ["latency"], streams=2)
     measured = [*rows_of(eager, 50.0), *rows_of(ours, 50.0)]
 
     rows = make_rows([(row, Outcome()) for row in measured])
@@ -230,7 +233,7 @@ def test_equal_rows_cannot_be_told_apart() -> None:
 
 
 def test_without_a_baseline_there_is_no_speed_up() -> None:
-    job = plan_jobs([OPENVINO], [], ["latency"], streams=2)[0]
+    job = list_jobs([OPENVINO], [], ["latency"], streams=2)[0]
 
     rows = make_rows([(row, Outcome()) for row in rows_of(job, 50.0)])
 
@@ -238,7 +241,7 @@ def test_without_a_baseline_there_is_no_speed_up() -> None:
 
 
 def test_drop_is_pytorchs_mean_iou_less_the_rows_in_points() -> None:
-    job = plan_jobs([OPENVINO], [], ["latency"], streams=2)[0]
+    job = list_jobs([OPENVINO], [], ["latency"], streams=2)[0]
     outcome = Outcome(
         agreement=Agreement(0.99, 0.01, 0.98),
         truth=GroundTruth(0.80),
@@ -254,7 +257,7 @@ def test_drop_is_pytorchs_mean_iou_less_the_rows_in_points() -> None:
 
 def test_fp32_that_disagrees_is_suspect_and_bf16_is_not_judged_by_that() -> None:
     half = Candidate("openvino", Precision.BF16)
-    jobs = plan_jobs([OPENVINO, half], [], ["latency"], streams=2)
+    jobs = list_jobs([OPENVINO, half], [], ["latency"], streams=2)
     outcome = Outcome(agreement=Agreement(0.95, 0.0, 0.9, 0.1, weak_margin_share=0.5))
 
     rows = make_rows([(row, outcome) for job in jobs for row in rows_of(job, 50.0)])
@@ -265,7 +268,7 @@ def test_fp32_that_disagrees_is_suspect_and_bf16_is_not_judged_by_that() -> None
 
 
 def test_faults_of_the_output_make_every_row_suspect() -> None:
-    job = plan_jobs([OPENVINO], [], ["latency"], streams=2)[0]
+    job = list_jobs([OPENVINO], [], ["latency"], streams=2)[0]
     outcome = Outcome(agreement=Agreement(faults=("constant output",)))
 
     rows = make_rows([(row, outcome) for row in rows_of(job, 50.0)])
@@ -275,7 +278,7 @@ def test_faults_of_the_output_make_every_row_suspect() -> None:
 
 
 def test_duration_of_zero_is_an_error() -> None:
-    job = plan_jobs([OPENVINO], [], ["latency"], streams=2)[0]
+    job = list_jobs([OPENVINO], [], ["latency"], streams=2)[0]
 
     with pytest.raises(BenchmarkError, match="a duration that is zero, negative or no number"):
         rows_of(job, 0.0)

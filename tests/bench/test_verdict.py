@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fcn_bench.verdict import Evidence, Limits, Verdict, judge
+from fcn_bench.verdict import Evidence, Verdict, VerdictLimits, decide_verdict
 
 
 def clean_series(seed: int = 0, count: int = 60) -> list[float]:
@@ -16,16 +16,16 @@ def clean_series(seed: int = 0, count: int = 60) -> list[float]:
 def test_clean_series_is_valid() -> None:
     evidence = Evidence(clean_series(), warm=True, foreign_cpu=0.01, fp32_agreement=1.0)
 
-    assert judge(evidence) == (Verdict.VALID, ())
+    assert decide_verdict(evidence) == (Verdict.VALID, ())
 
 
 def test_warm_up_of_given_length_is_not_judged() -> None:
-    assert judge(Evidence(clean_series(), warm=None))[0] is Verdict.VALID
+    assert decide_verdict(Evidence(clean_series(), warm=None))[0] is Verdict.VALID
 
 
 @pytest.mark.parametrize("count", [1, 2, 19])
 def test_few_samples_are_suspect(count: int) -> None:
-    verdict, reasons = judge(Evidence(clean_series(count=count)))
+    verdict, reasons = decide_verdict(Evidence(clean_series(count=count)))
 
     assert verdict is Verdict.SUSPECT
     assert f"{count} samples; 20 are the least" in reasons
@@ -34,7 +34,7 @@ def test_few_samples_are_suspect(count: int) -> None:
 def test_drift_is_suspect() -> None:
     series = np.array(clean_series()) + np.linspace(0, 2, 60)
 
-    verdict, reasons = judge(Evidence(series.tolist()))
+    verdict, reasons = decide_verdict(Evidence(series.tolist()))
 
     assert verdict is Verdict.SUSPECT
     assert any("slower at the end than at the start" in reason for reason in reasons)
@@ -43,26 +43,28 @@ def test_drift_is_suspect() -> None:
 def test_getting_faster_is_suspect_too() -> None:
     series = np.array(clean_series()) + np.linspace(2, 0, 60)
 
-    assert any("faster at the end" in reason for reason in judge(Evidence(series.tolist()))[1])
+    assert any(
+        "faster at the end" in reason for reason in decide_verdict(Evidence(series.tolist()))[1]
+    )
 
 
 def test_drift_within_the_limit_is_valid() -> None:
     series = np.array(clean_series()) + np.linspace(0, 0.3, 60)  # 3 %
 
-    assert judge(Evidence(series.tolist()))[0] is Verdict.VALID
+    assert decide_verdict(Evidence(series.tolist()))[0] is Verdict.VALID
 
 
 def test_spread_is_suspect() -> None:
     series = [10.0, 14.0] * 30
 
-    verdict, reasons = judge(Evidence(series))
+    verdict, reasons = decide_verdict(Evidence(series))
 
     assert verdict is Verdict.SUSPECT
     assert any("spread (p90 - p10) / p50 is 33%" in reason for reason in reasons)
 
 
 def test_one_outlier_is_not_a_spread() -> None:
-    assert judge(Evidence([*clean_series(), 500.0]))[0] is Verdict.VALID
+    assert decide_verdict(Evidence([*clean_series(), 500.0]))[0] is Verdict.VALID
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_one_outlier_is_not_a_spread() -> None:
     ],
 )
 def test_each_other_fault_is_suspect_with_its_reason(evidence: Evidence, reason: str) -> None:
-    verdict, reasons = judge(evidence)
+    verdict, reasons = decide_verdict(evidence)
 
     assert verdict is Verdict.SUSPECT
     assert len(reasons) == 1
@@ -85,5 +87,5 @@ def test_each_other_fault_is_suspect_with_its_reason(evidence: Evidence, reason:
 def test_limits_can_be_tightened() -> None:
     evidence = Evidence(clean_series())
 
-    assert judge(evidence, limits=Limits(max_spread=0.01))[0] is Verdict.SUSPECT
-    assert judge(evidence, limits=Limits(min_samples=100))[0] is Verdict.SUSPECT
+    assert decide_verdict(evidence, limits=VerdictLimits(max_spread=0.01))[0] is Verdict.SUSPECT
+    assert decide_verdict(evidence, limits=VerdictLimits(min_samples=100))[0] is Verdict.SUSPECT

@@ -96,12 +96,12 @@ def test_worker_times_frames_and_the_network_in_them(tiny: TinyModel, tmp_path: 
     assert peak > 50e6
 
 
-@pytest.mark.parametrize("work", ["frame", "compute"])
+@pytest.mark.parametrize("workload", ["frame", "compute"])
 def test_worker_with_two_streams_shares_the_calls_out(
-    tiny: TinyModel, tmp_path: Path, work: Any
+    tiny: TinyModel, tmp_path: Path, workload: Any
 ) -> None:
     with served(describe(tiny.artifact), tmp_path, streams=2) as worker:
-        part = worker.measure(work, seconds=0, min_calls=5)
+        part = worker.measure(workload, seconds=0, min_calls=5)
 
     assert len(part.timings) == 6
     assert part.calls_per_second > 0

@@ -15,10 +15,10 @@ from typing import Any
 
 from fcn_bench import gpu_check
 from fcn_bench.gpu_check.case import DEVICES, PlanCase
-from fcn_bench.gpu_check.measure import time_torch
+from fcn_bench.gpu_check.gpu_report import GpuReport
 from fcn_bench.gpu_check.plan import PlanCheck
-from fcn_bench.gpu_check.report import GpuReport
 from fcn_bench.gpu_check.scores_plan import ScoresPlanCheck
+from fcn_bench.gpu_check.timings import time_torch
 from fcn_deploy.artifact.folder import Artifact
 from fcn_deploy.backends.tensorrt.api import LIBRARY_NAMES, installed
 from fcn_deploy.backends.tensorrt.device import device_problem, open_device

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from fcn_bench.gpu_check.case import DEVICES, PlanCase, feed_of
+from fcn_bench.gpu_check.gpu_report import GpuReport
 from fcn_bench.gpu_check.labels import label_sizes
-from fcn_bench.gpu_check.measure import (
+from fcn_bench.gpu_check.timings import (
     agreement_with,
     head_agreement,
     run_trtexec,
     time_plan,
     torch_interop_agreement,
 )
-from fcn_bench.gpu_check.report import GpuReport
 from fcn_deploy.backends.tensorrt.device import device_problem
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.backends.tensorrt.session import open_session

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_bench.gpu_check.case import PlanCase, feed_of
+from fcn_bench.gpu_check.gpu_report import GpuReport
 from fcn_bench.gpu_check.labels import (
     ScoresGraph,
     check_gpu_labels,
@@ -14,8 +15,7 @@ from fcn_bench.gpu_check.labels import (
     label_sizes,
     time_gpu_labels,
 )
-from fcn_bench.gpu_check.measure import time_plan
-from fcn_bench.gpu_check.report import GpuReport
+from fcn_bench.gpu_check.timings import time_plan
 from fcn_deploy.backends.tensorrt.engine import TrtEngine
 from fcn_deploy.segmenter import Segmenter
 

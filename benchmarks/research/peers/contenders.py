@@ -10,7 +10,7 @@ from fcn_bench.network import Network
 from fcn_bench.opening import open_network
 from fcn_deploy import machine
 from fcn_deploy.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from research.peers.libraries import LIBRARIES
+from research.peers.peer_libraries import LIBRARIES
 from research.peers.subject import Subject
 
 __all__ = ["Contender", "contenders", "our_row", "torch_rows"]

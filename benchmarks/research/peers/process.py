@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from fcn_bench.network import segment, timed_call
-from fcn_bench.rounds import Work
+from fcn_bench.rounds import Workload
 from fcn_bench.timing import Slice, WarmUp, measure_slice, warm_up
 from fcn_deploy.backends.base import ContextManaged
 from fcn_deploy.errors import BenchmarkError
@@ -54,12 +54,12 @@ class Process(ContextManaged):
         """
         self._receive()
 
-    def warm_up(self, work: Work, *, calls: int | None) -> WarmUp:
-        """Run whole frames, whatever `work` says: they time the network within them."""
+    def warm_up(self, workload: Workload, *, calls: int | None) -> WarmUp:
+        """Run whole frames, whatever `workload` says: they time the network within them."""
         found: WarmUp = self._ask("warm_up", calls)
         return found
 
-    def measure(self, work: Work, *, seconds: float, min_calls: int) -> Slice:
+    def measure(self, workload: Workload, *, seconds: float, min_calls: int) -> Slice:
         """Time whole frames, and the network within them."""
         found: Slice = self._ask("measure", seconds, min_calls)
         return found
@@ -108,7 +108,7 @@ def _serve(pipe: Connection, contender: Contender) -> None:
     try:
         batches = pipe.recv()
         network = contender.open()
-        call = timed_call(network, batches, work="frame")
+        call = timed_call(network, batches, workload="frame")
         pipe.send((True, None))
         while True:
             what, *arguments = pipe.recv()

@@ -11,22 +11,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from fcn_bench.environment import ForeignCpu
-from fcn_bench.rounds import Plan, Track, interleave
+from fcn_bench.rounds import Schedule, TimingTask, interleave
 from fcn_bench.stats import Ratio, ratio_of_medians
 from fcn_deploy.names import Array
 from research.peers.contenders import Contender
 from research.peers.process import Process
 
-__all__ = ["LEAST_AGREEMENT", "Lane", "Race", "run_race"]
+__all__ = ["LEAST_AGREEMENT", "ContenderResult", "Race", "run_race"]
 
 LEAST_AGREEMENT = 0.999
-"""Share of equal labels below which a contender does other work, and its time says nothing."""
+"""Share of equal labels below which a contender labels otherwise, and its time says nothing."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class ContenderResult:
     """What one contender gave.
 
     Attributes:
@@ -58,27 +58,27 @@ class Race:
     """One run of contenders on the same frames.
 
     Attributes:
-        lanes: in the order given; the first is the reference.
+        results: in the order given; the first is the reference.
         foreign_cpu: the median share of the CPUs that other programs took, None if unknown.
         apart: the rows did not take turns.
     """
 
-    lanes: tuple[Lane, ...]
+    results: tuple[ContenderResult, ...]
     rounds: int
     foreign_cpu: float | None
     apart: bool = False
 
-    def lane(self, library: str, precision: str = "fp32") -> Lane | None:
-        """Give a library's fastest lane of one precision, of those with the same labels."""
+    def fastest(self, library: str, precision: str = "fp32") -> ContenderResult | None:
+        """Give a library's fastest result of one precision, of those with the same labels."""
         found = [
-            lane
-            for lane in self.lanes
-            if (lane.contender.library, lane.contender.precision) == (library, precision)
-            and lane.has_same_labels
+            result
+            for result in self.results
+            if (result.contender.library, result.contender.precision) == (library, precision)
+            and result.has_same_labels
         ]
-        return min(found, key=lambda lane: lane.median_ms, default=None)
+        return min(found, key=lambda result: result.median_ms, default=None)
 
-    def ratio(self, slower: Lane, faster: Lane) -> Ratio:
+    def ratio(self, slower: ContenderResult, faster: ContenderResult) -> Ratio:
         """Say how many times `slower` takes the time of `faster`, with a 95 % interval."""
         return ratio_of_medians(slower.frames_ms, faster.frames_ms)
 
@@ -88,7 +88,7 @@ def run_race(
     frames_bgr: Sequence[Array],
     *,
     batch: int,
-    plan: Plan,
+    schedule: Schedule,
     say: Say,
     apart: bool = False,
 ) -> Race:
@@ -106,7 +106,7 @@ def run_race(
     batches = [frames[start : start + batch] for start in range(0, len(frames), batch)]
     groups = [[contender] for contender in contenders] if apart else [list(contenders)]
     reference: list[Array] = []
-    lanes: list[Lane] = []
+    results: list[ContenderResult] = []
     foreign: list[float] = []
     for group in groups:
         with ExitStack() as stack:
@@ -120,15 +120,15 @@ def run_race(
                 reference = reference or labels
                 agreements.append(_agreement(labels, reference))
                 say(f"{process.contender.name}: {agreements[-1]:.3%} of the labels as the first")
-            tracks = [Track(process.contender.name, process, "frame") for process in running]
+            tasks = [TimingTask(process.contender.name, process, "frame") for process in running]
             share = ForeignCpu(lambda: [os.getpid(), *(process.pid for process in running)])  # noqa: B023  # asked within this turn of the loop
-            series = interleave(tracks, plan, foreign_cpu=share, on_step=say)
+            series = interleave(tasks, schedule, foreign_cpu=share, on_step=say)
         for contender, found, agreement in zip(group, series, agreements, strict=True):
             frames_ms, network_ms = found.durations_ms("frame"), found.durations_ms("compute")
-            lanes.append(Lane(contender, frames_ms, network_ms, agreement))
+            results.append(ContenderResult(contender, frames_ms, network_ms, agreement))
             foreign.extend(found.foreign_cpu)
     median_foreign = statistics.median(foreign) if foreign else None
-    return Race(tuple(lanes), len(lanes[0].frames_ms), median_foreign, apart)
+    return Race(tuple(results), len(results[0].frames_ms), median_foreign, apart)
 
 
 def _agreement(found: Sequence[Array], reference: Sequence[Array]) -> float:

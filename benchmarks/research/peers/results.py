@@ -13,7 +13,7 @@ from fcn_bench.environment import describe_environment
 from fcn_bench.stats import Ratio
 from fcn_deploy.artifact.partial_files import write_whole
 from fcn_deploy.machine import Machine, abilities_of, describe_machine
-from research.peers.race import LEAST_AGREEMENT, Lane, Race
+from research.peers.race import LEAST_AGREEMENT, ContenderResult, Race
 
 __all__ = [
     "OTHER_LABELS",
@@ -93,20 +93,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     return [lines[0], "|" + "---|" * len(header), *lines[1:]]
 
 
-def race_table(race: Race, *, base: Lane) -> list[str]:
+def race_table(race: Race, *, base: ContenderResult) -> list[str]:
     """Give the rows of a race, slowest first as they were listed, with ratios against `base`."""
     rows = []
-    eager = race.lanes[0]
-    for lane in race.lanes:
+    eager = race.results[0]
+    for result in race.results:
         rows.append(
             (
-                lane.contender.name,
-                lane.contender.precision,
-                number(lane.median_ms),
-                number(lane.network_median_ms),
-                ratio_text(race.ratio(eager, lane)) if lane.has_same_labels else OTHER_LABELS,
-                ratio_text(race.ratio(lane, base)) if lane.has_same_labels else OTHER_LABELS,
-                f"{lane.agreement:.3%}",
+                result.contender.name,
+                result.contender.precision,
+                number(result.median_ms),
+                number(result.network_median_ms),
+                ratio_text(race.ratio(eager, result)) if result.has_same_labels else OTHER_LABELS,
+                ratio_text(race.ratio(result, base)) if result.has_same_labels else OTHER_LABELS,
+                f"{result.agreement:.3%}",
             )
         )
     header = (

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fcn_bench.rounds import Plan
+from fcn_bench.rounds import Schedule
 from fcn_bench.stats import ratio_of_medians
 from fcn_deploy import machine
 from fcn_deploy.errors import BenchmarkError
 from fcn_deploy.names import Array
 from research.peers.contenders import OURS, contenders
-from research.peers.limits import count_flops, measure_limits
-from research.peers.race import Lane, Race, run_race
+from research.peers.overhead import count_flops, measure_overhead
+from research.peers.race import ContenderResult, Race, run_race
 from research.peers.results import (
     OTHER_LABELS,
     describe_run,
@@ -74,7 +74,7 @@ def race_on(
     *,
     frames_bgr: Sequence[Array] | None = None,
     batch: int = 1,
-    plan: Plan | None = None,
+    schedule: Schedule | None = None,
     brief: bool = False,
 ) -> Race:
     """Race everybody on frames of one size."""
@@ -87,7 +87,8 @@ def race_on(
             contenders(subject, graph, threads=setting.threads, brief=brief),
             frames,
             batch=batch,
-            plan=plan or Plan(rounds=setting.rounds, min_duration_seconds=0.4 * setting.rounds),
+            schedule=schedule
+            or Schedule(rounds=setting.rounds, min_duration_seconds=0.4 * setting.rounds),
             say=setting.say,
             apart=size[0] * size[1] * batch > _APART_PIXELS,
         )
@@ -115,15 +116,15 @@ def _lraspp(setting: Setting) -> str:
 def _fcn(setting: Setting) -> str:
     # a call takes seconds: single calls of one frame, and the one that gives labels warms up
     rounds = min(5, setting.rounds)
-    plan = Plan(rounds=rounds, min_duration_seconds=0.0, warmup_calls=0, min_calls=1)
-    return _frame_to_labels(_trained_subject(_FCN, setting), (512, 512), setting, plan=plan)
+    schedule = Schedule(rounds=rounds, min_duration_seconds=0.0, warmup_calls=0, min_calls=1)
+    return _frame_to_labels(_trained_subject(_FCN, setting), (512, 512), setting, schedule=schedule)
 
 
 def _frame_to_labels(
-    subject: Subject, size: tuple[int, int], setting: Setting, *, plan: Plan | None = None
+    subject: Subject, size: tuple[int, int], setting: Setting, *, schedule: Schedule | None = None
 ) -> str:
-    frames = scenes(size, _FRAMES if plan is None else 1)
-    race = race_on(subject, size, setting, frames_bgr=frames, plan=plan)
+    frames = scenes(size, _FRAMES if schedule is None else 1)
+    race = race_on(subject, size, setting, frames_bgr=frames, schedule=schedule)
     return "\n".join([*race_table(race, base=best_ours(race)), "", *targets(race)])
 
 
@@ -137,7 +138,7 @@ def targets(race: Race) -> list[str]:
         ("OpenVINO", ours.contender.precision),
         ("OpenCV dnn", "fp32"),
     ):
-        other = race.lanes[0] if library == "PyTorch" else race.lane(library, precision)
+        other = race.results[0] if library == "PyTorch" else race.fastest(library, precision)
         if other is not None:
             rows.append(
                 (
@@ -156,7 +157,7 @@ def _overhead(setting: Setting) -> str:
         subject = make_subject(arch, module, folder=cache_folder(), say=setting.say)
         frame = scenes(size, 1)[0]
         for precision in ("fp32", "bf16") if machine.cpu_abilities().bf16 else ("fp32",):
-            found = measure_limits(
+            found = measure_overhead(
                 subject,
                 frame,
                 precision=precision,
@@ -246,9 +247,9 @@ def _pixels(setting: Setting) -> str:
     for size in _SIZES:
         pixels = size[0] * size[1]
         setting.say(f"{size[0]}x{size[1]}")
-        plan = _short_plan(setting, pixels)
+        schedule = _short_schedule(setting, pixels)
         frames = scenes(size, 1)
-        race = race_on(subject, size, setting, frames_bgr=frames, plan=plan, brief=True)
+        race = race_on(subject, size, setting, frames_bgr=frames, schedule=schedule, brief=True)
         runs.append((f"{size[0]}x{size[1]}, {pixels / 1e6:.2f}", race))
     return growth("LR-ASPP, megapixels", runs)
 
@@ -257,9 +258,11 @@ def _classes(setting: Setting) -> str:
     runs = []
     for classes in sorted((NUM_CLASSES, *_CLASSES)):
         subject = _lraspp_subject(None if classes == NUM_CLASSES else classes, setting)
-        plan = _short_plan(setting, 720 * 1280)
+        schedule = _short_schedule(setting, 720 * 1280)
         frames = scenes((720, 1280), 1)
-        race = race_on(subject, (720, 1280), setting, frames_bgr=frames, plan=plan, brief=True)
+        race = race_on(
+            subject, (720, 1280), setting, frames_bgr=frames, schedule=schedule, brief=True
+        )
         runs.append((str(classes), race))
     return growth("LR-ASPP at 720x1280, classes", runs)
 
@@ -268,8 +271,8 @@ def _batch(setting: Setting) -> str:
     subject = _trained_subject(_LRASPP, setting)
     runs = []
     for batch in _BATCHES:
-        plan = _short_plan(setting, 512 * 512 * batch)
-        race = race_on(subject, (512, 512), setting, batch=batch, plan=plan, brief=True)
+        schedule = _short_schedule(setting, 512 * 512 * batch)
+        race = race_on(subject, (512, 512), setting, batch=batch, schedule=schedule, brief=True)
         runs.append((str(batch), race))
     return growth("LR-ASPP at 512x512, frames in a call", runs)
 
@@ -321,25 +324,27 @@ def _lraspp_subject(classes: int | None, setting: Setting) -> Subject:
     return make_subject(f"{_LRASPP}-{classes}", module, folder=cache_folder(), say=setting.say)
 
 
-def best_ours(race: Race) -> Lane:
+def best_ours(race: Race) -> ContenderResult:
     """Give our fastest row, of those with eager PyTorch's labels.
 
     Raises:
         BenchmarkError: there is none.
     """
-    ours = [lane for lane in race.lanes if lane.contender.is_ours and lane.has_same_labels]
+    ours = [
+        result for result in race.results if result.contender.is_ours and result.has_same_labels
+    ]
     if not ours:
         raise BenchmarkError(f"no row of {OURS} was run and gave eager PyTorch's labels.")
-    return min(ours, key=lambda lane: lane.median_ms)
+    return min(ours, key=lambda result: result.median_ms)
 
 
-def _short_plan(setting: Setting, pixels: int) -> Plan:
+def _short_schedule(setting: Setting, pixels: int) -> Schedule:
     """Measure for growth: few rounds of single calls; the call that gives labels warms up."""
     if pixels > 4e6:
         rounds = min(1 if pixels > _APART_PIXELS else 2, setting.rounds)
-        return Plan(rounds=rounds, min_duration_seconds=0.0, warmup_calls=0, min_calls=1)
+        return Schedule(rounds=rounds, min_duration_seconds=0.0, warmup_calls=0, min_calls=1)
     rounds = min(5, setting.rounds)
-    return Plan(rounds=rounds, min_duration_seconds=0.15 * rounds, warmup_calls=1, min_calls=1)
+    return Schedule(rounds=rounds, min_duration_seconds=0.15 * rounds, warmup_calls=1, min_calls=1)
 
 
 def growth(unit: str, runs: Sequence[tuple[str, Race]]) -> str:
@@ -347,19 +352,19 @@ def growth(unit: str, runs: Sequence[tuple[str, Race]]) -> str:
 
     A contender with other labels has its agreement in place of the ratio.
     """
-    names = [f"{c.contender.name}, {c.contender.precision}" for c in runs[0][1].lanes]
+    names = [f"{c.contender.name}, {c.contender.precision}" for c in runs[0][1].results]
     rows = []
     for step, race in runs:
         ours = best_ours(race)
         cells = []
-        for lane in race.lanes:
-            if not lane.has_same_labels:
-                beside = f" ({OTHER_LABELS}, {lane.agreement:.3%})"
-            elif lane is ours:
+        for result in race.results:
+            if not result.has_same_labels:
+                beside = f" ({OTHER_LABELS}, {result.agreement:.3%})"
+            elif result is ours:
                 beside = ""
             else:
-                beside = f" ({number(lane.median_ms / ours.median_ms)}x)"
-            cells.append(f"{number(lane.median_ms)}{beside}")
+                beside = f" ({number(result.median_ms / ours.median_ms)}x)"
+            cells.append(f"{number(result.median_ms)}{beside}")
         rows.append((step, *cells))
     header = (unit, *(f"{name}, ms" for name in names))
     return "\n".join([*table(header, rows), "", noise_text(*(race for _, race in runs))])

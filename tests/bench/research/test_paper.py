@@ -6,21 +6,23 @@ import pytest
 
 from research.paper import NETWORKS, main, report
 from research.peers.contenders import OURS, Contender
-from research.peers.race import Lane, Race
+from research.peers.race import ContenderResult, Race
 
 
-def lane(library: str, mode: str, precision: str, ms: float, agreement: float = 1.0) -> Lane:
+def result(
+    library: str, mode: str, precision: str, ms: float, agreement: float = 1.0
+) -> ContenderResult:
     contender = Contender(library, mode, precision, {"backend": mode.removeprefix("on ")})
-    return Lane(contender, [[ms, ms * 1.1]] * 6, [[ms / 2]] * 6, agreement)
+    return ContenderResult(contender, [[ms, ms * 1.1]] * 6, [[ms / 2]] * 6, agreement)
 
 
 def test_the_fastest_of_each_side_is_compared_with_eager_and_with_the_best_of_pytorch() -> None:
     race = Race(
         (
-            lane("PyTorch", "eager", "fp32", 1000),
-            lane("PyTorch", "channels_last", "fp32", 500),
-            lane(OURS, "on openvino", "fp32", 250),
-            lane(OURS, "on openvino", "int8", 100, agreement=0.9),
+            result("PyTorch", "eager", "fp32", 1000),
+            result("PyTorch", "channels_last", "fp32", 500),
+            result(OURS, "on openvino", "fp32", 250),
+            result(OURS, "on openvino", "int8", 100, agreement=0.9),
         ),
         rounds=6,
         foreign_cpu=0.02,

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from fcn_bench.network import segment
-from fcn_bench.rounds import Plan
+from fcn_bench.rounds import Schedule
 from fcn_deploy.errors import BenchmarkError
 from fcn_deploy.machine import CpuAbilities
 from fcn_export.check.sample_frames import natural_frame
 from research.peers.benchmark_app import run_benchmark_app
 from research.peers.contenders import OURS, Contender, contenders
-from research.peers.libraries import LIBRARIES, OpenCv, OrtSession
+from research.peers.peer_libraries import LIBRARIES, OpenCv, OrtSession
 from research.peers.process import Process
-from research.peers.race import Lane, Race, run_race
+from research.peers.race import ContenderResult, Race, run_race
 from research.peers.results import (
     OTHER_LABELS,
     TITLES,
@@ -49,7 +49,7 @@ def subject(exported: TinyModel) -> Subject:
 
 
 SETTING = Setting(threads=1, rounds=2, say=lambda line: None)
-QUICK = Plan(rounds=2, min_duration_seconds=0.0, warmup_calls=1, min_calls=1)
+QUICK = Schedule(rounds=2, min_duration_seconds=0.0, warmup_calls=1, min_calls=1)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -73,14 +73,16 @@ def test_everybody_gives_the_labels_of_pytorch(
 
 
 def test_race_times_and_compares_every_contender(subject: Subject, tiny: TinyModel) -> None:
-    race = race_on(subject, (48, 64), SETTING, plan=QUICK, brief=True)
+    race = race_on(subject, (48, 64), SETTING, schedule=QUICK, brief=True)
 
-    assert {lane.contender.library for lane in race.lanes} == {*LIBRARIES, "PyTorch", OURS} - {
-        "OpenCV dnn"
-    }
-    check_lanes(race)
+    assert {result.contender.library for result in race.results} == {
+        *LIBRARIES,
+        "PyTorch",
+        OURS,
+    } - {"OpenCV dnn"}
+    check_results(race)
     lines = growth("megapixels", [("48x64", race)]).splitlines()
-    assert len(race.lanes) == lines[0].count(", ms")
+    assert len(race.results) == lines[0].count(", ms")
     assert lines[2].startswith("| 48x64 | ")
 
 
@@ -92,30 +94,34 @@ def test_contenders_one_after_another_are_compared_too(
     who = [row for row in rows if row.name in ("OpenCV dnn, full graph", f"{OURS}, on onnxruntime")]
     frames = [natural_frame(72, 90, seed) for seed in range(2)]
 
-    race = run_race(who, frames, batch=1, plan=QUICK, say=SETTING.say, apart=True)
+    race = run_race(who, frames, batch=1, schedule=QUICK, say=SETTING.say, apart=True)
 
-    assert [lane.contender for lane in race.lanes] == who
-    check_lanes(race)
+    assert [result.contender for result in race.results] == who
+    check_results(race)
     assert "2 rounds, rows taking turns, one after another where" in noise_text(race)
 
 
-def check_lanes(race: Race) -> None:
+def check_results(race: Race) -> None:
     assert race.rounds == 2
-    for lane in race.lanes:
+    for result in race.results:
         # random weights, as above
-        assert lane.agreement >= (0.999 if lane.contender.precision == "fp32" else 0.8)
-        assert [len(part) >= 1 for part in lane.frames_ms] == [True, True]
-        assert lane.network_median_ms <= lane.median_ms
+        assert result.agreement >= (0.999 if result.contender.precision == "fp32" else 0.8)
+        assert [len(part) >= 1 for part in result.frames_ms] == [True, True]
+        assert result.network_median_ms <= result.median_ms
 
 
-def lane(library: str, ms: float, agreement: float) -> Lane:
+def result(library: str, ms: float, agreement: float) -> ContenderResult:
     contender = Contender(library, "", "fp32", {})
-    return Lane(contender, [[ms, ms]] * 3, [[ms, ms]] * 3, agreement)
+    return ContenderResult(contender, [[ms, ms]] * 3, [[ms, ms]] * 3, agreement)
 
 
 def test_row_with_other_labels_has_no_ratio_and_wins_nothing() -> None:
-    eager, wrong, right = lane("PyTorch", 90, 1), lane("OpenVINO", 1, 0.9989), lane(OURS, 30, 0.999)
-    race = Race((eager, wrong, right, lane(OURS, 2, 0.5)), 3, None)
+    eager, wrong, right = (
+        result("PyTorch", 90, 1),
+        result("OpenVINO", 1, 0.9989),
+        result(OURS, 30, 0.999),
+    )
+    race = Race((eager, wrong, right, result(OURS, 2, 0.5)), 3, None)
 
     table = [line.split(" | ") for line in race_table(race, base=best_ours(race))]
     compared = targets(race)
@@ -124,13 +130,13 @@ def test_row_with_other_labels_has_no_ratio_and_wins_nothing() -> None:
     assert best_ours(race) is right
     assert table[3][4:] == [OTHER_LABELS, OTHER_LABELS, "99.890% |"]
     assert table[4][4:6] == ["3 [3, 3]", "1 [1, 1]"]
-    assert race.lane("OpenVINO") is None
+    assert race.fastest("OpenVINO") is None
     assert [row.split(" | ")[0] for row in compared[2:]] == ["| PyTorch, fp32"]
     assert "| 90 (3x) | 1 (other labels, 99.890%) | 30 | 2 (other labels, 50.000%) |" in grown
 
 
 def test_nothing_is_compared_when_all_our_rows_have_other_labels() -> None:
-    race = Race((lane("PyTorch", 90, 1), lane(OURS, 30, 0.9)), 3, None)
+    race = Race((result("PyTorch", 90, 1), result(OURS, 30, 0.9)), 3, None)
 
     with pytest.raises(BenchmarkError, match="gave eager PyTorch's labels"):
         best_ours(race)

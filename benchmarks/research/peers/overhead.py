@@ -1,5 +1,4 @@
-"""What the runtime adds to the bare network call and the head, and how far the network is from
-the CPU's peak."""
+"""Measure what the runtime adds to the network and the head, and the share of the CPU's peak."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from research.peers.subject import Subject, fixed_graph, network_alone
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Limits", "count_flops", "measure_limits"]
+__all__ = ["OverheadTimes", "count_flops", "measure_overhead"]
 
 _MATMUL_SIDE = 2048  # 16 MiB a matrix in fp32: beyond the caches, and 17 GFLOP a product
 _BENCHMARK_APP_SECONDS = 5
@@ -33,7 +32,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class OverheadTimes:
     """Medians in ms, taken in turns in one process, and what follows of them.
 
     Attributes:
@@ -61,7 +60,7 @@ class Limits:
         return self.network_gflop / (self.bare_ms / 1e3) / self.peak_gflops
 
 
-def measure_limits(
+def measure_overhead(
     subject: Subject,
     frame_bgr: Array,
     *,
@@ -69,7 +68,7 @@ def measure_limits(
     threads: int,
     rounds: int,
     network_gflop: float,
-) -> Limits:
+) -> OverheadTimes:
     """Time a frame, the bare network and the head in turns, and a matrix product between.
 
     Raises:
@@ -98,7 +97,7 @@ def measure_limits(
     after = _benchmark_app(subject, size, precision=precision, threads=threads)
     medians = {name: float(np.median(taken)) for name, taken in times.items()}
     both = [[bare + head] for bare, head in zip(times["bare"], times["head"], strict=True)]
-    return Limits(
+    return OverheadTimes(
         frame_ms=medians["frame"],
         bare_ms=medians["bare"],
         benchmark_app_ms=(before, after),

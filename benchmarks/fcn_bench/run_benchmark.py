@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from fcn_bench.measurement import Session
+from fcn_bench.measurement import Measurement
 from fcn_bench.options import BenchmarkOptions
 from fcn_bench.report import BenchmarkReport, Row
 from fcn_bench.targets import read_target
@@ -43,12 +43,14 @@ def benchmark(
         BenchmarkInterrupted: Ctrl-C.
     """
     options = options or BenchmarkOptions()
-    session = Session.of(read_target(target, trust_code=options.trust_code), options, on_step)
+    measurement = Measurement.of(
+        read_target(target, trust_code=options.trust_code), options, on_step
+    )
     rows: list[Row] = []
     complete = True
-    for height, width in session.sizes:
+    for height, width in measurement.sizes:
         for batch in options.batches:
-            found, finished = session.measure(height, width, batch)
+            found, finished = measurement.measure(height, width, batch)
             rows += found
             if not finished:
                 complete = False
@@ -56,11 +58,11 @@ def benchmark(
         if not complete:
             break
     report = BenchmarkReport(
-        environment=session.environment,
-        target=session.target.to_json(),
-        baseline=session.baseline_json(),
+        environment=measurement.environment,
+        target=measurement.target.to_json(),
+        baseline=measurement.baseline_json(),
         rows=tuple(rows),
-        notes=(*session.notes, *session.lost_baseline),
+        notes=(*measurement.notes, *measurement.lost_baseline),
         complete=complete,
     )
     if not complete:

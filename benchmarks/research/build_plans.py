@@ -1,7 +1,7 @@
 """Build plans of the usual networks in every precision; print sizes, build times, layers' types.
 
-    python -m benchmarks.research.plans --network brain,lraspp,fcn_resnet50,transposed
-    python -m benchmarks.research.plans --network family
+    python -m benchmarks.research.build_plans --network brain,lraspp,fcn_resnet50,transposed
+    python -m benchmarks.research.build_plans --network family
 
 `family` is FCN-32s, 16s and 8s in both geometries, over a narrow VGG11.
 
