@@ -113,10 +113,10 @@ def parse_assertion(text: str) -> Assertion:
         )
     return Assertion(
         text.strip(),
-        match["scope"] or "frame",
-        match["metric"],
-        match["operator"],
-        float(match["number"]),
+        scope=match["scope"] or "frame",
+        metric=match["metric"],
+        operator=match["operator"],
+        number=float(match["number"]),
     )
 
 

@@ -78,7 +78,14 @@ def find_baseline(
         same = _same_network(target, path)
         if same is not None and arch in (None, same.arch) and _trusted(same, arch, trust_code):
             # the model that the artifact was made from, named once more
-            return _complete(same, path, arch_args, output_key, trust_code, "caller"), None
+            return _complete(
+                same,
+                path=path,
+                arch_args=arch_args,
+                output_key=output_key,
+                trust_code=trust_code,
+                named_by="caller",
+            ), None
         return BaselineModel(
             path=path,
             arch=arch,
@@ -108,7 +115,14 @@ def find_baseline(
             f"names is not run unasked. Pass --arch {source.arch}, or --trust-code if the "
             "artifact is yours."
         )
-    return _complete(source, place, arch_args, output_key, trust_code, "manifest"), None
+    return _complete(
+        source,
+        path=place,
+        arch_args=arch_args,
+        output_key=output_key,
+        trust_code=trust_code,
+        named_by="manifest",
+    ), None
 
 
 def _complete(

@@ -238,7 +238,15 @@ class Measurement:
                 agreements[what] = worker.agreement(reference)
             truth = self._ground_truth(job, worker)
             eager = truth if job.torch_mode == "eager" else eager
-            outcomes.append(Outcome(worker.open_ms, peak, agreements[what], truth, eager))
+            outcomes.append(
+                Outcome(
+                    worker.open_ms,
+                    peak_rss_bytes=peak,
+                    agreement=agreements[what],
+                    truth=truth,
+                    eager_truth=eager,
+                )
+            )
         return outcomes
 
     def _ground_truth(self, job: Job, worker: Worker) -> GroundTruth | None:

@@ -200,12 +200,21 @@ def measured_rows(
     for scenario in job.scenarios:
         for scope in _SCOPES[scenario]:
             key = RowKey(
-                job.backend, job.precision, job.mode, scenario, scope, batch, height, width
+                job.backend,
+                precision=job.precision,
+                mode=job.mode,
+                scenario=scenario,
+                scope=scope,
+                batch=batch,
+                height=height,
+                width=width,
             )
             workload = _workload(job, scope)
             series = next(series for task, series in parts if task.workload == workload)
             if _has_scope(job, series, scope):
-                rows.append(_measured_row(job, key, series, scope, rate_fps))
+                rows.append(
+                    _measured_row(job, key=key, series=series, scope=scope, rate_fps=rate_fps)
+                )
     return rows
 
 

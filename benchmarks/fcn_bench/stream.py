@@ -116,7 +116,11 @@ class FrameStream:
         start = time.perf_counter_ns()
         data = self._encoded[self._turn % len(self._encoded)]
         frame = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
-        self._sink.write(SegmentedFrame(frame, 0, None, None, self._segment(frame)))
+        self._sink.write(
+            SegmentedFrame(
+                frame, index=0, pts_seconds=None, origin=None, segmentation=self._segment(frame)
+            )
+        )
         self._turn += 1
         duration_ms = (time.perf_counter_ns() - start) / 1e6
         return Timing(duration_ms, duration_ms)

@@ -106,7 +106,13 @@ def _shape(row: Row) -> tuple[int, int, int]:
 def _tuned(row: Row, manifest: Manifest) -> TunedRow:
     within, reason = _budget(row, manifest)
     key = row.key
-    return TunedRow(key.backend, Precision(key.precision), row.latency_ms.p50, within, reason)
+    return TunedRow(
+        key.backend,
+        precision=Precision(key.precision),
+        latency_ms=row.latency_ms.p50,
+        within_budget=within,
+        reason=reason,
+    )
 
 
 def _budget(row: Row, manifest: Manifest) -> tuple[bool, str]:

@@ -74,7 +74,9 @@ class GraphSpec:
     @property
     def input(self) -> TensorInfo:
         """The graph's only input: uint8 [N, H, W, 3]."""
-        return TensorInfo(INPUT_NAME, "uint8", (*self.fixed, 3), "NHWC", self.input_color)
+        return TensorInfo(
+            INPUT_NAME, dtype="uint8", shape=(*self.fixed, 3), layout="NHWC", color=self.input_color
+        )
 
     @property
     def num_labels(self) -> int:

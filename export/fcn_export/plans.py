@@ -187,8 +187,19 @@ def build_plans(
     for variant in variants:
         if variant.precision in wanted:
             with steps.step(f"plan {variant.precision}"):
-                described = _unbuilt(library, request, staged, variant, proposals)
-                plan = _build(described, library, setup, request, staged, variant, writer, steps)
+                described = _unbuilt(
+                    library, request=request, staged=staged, variant=variant, proposals=proposals
+                )
+                plan = _build(
+                    described,
+                    library=library,
+                    setup=setup,
+                    request=request,
+                    staged=staged,
+                    variant=variant,
+                    writer=writer,
+                    steps=steps,
+                )
                 steps.tell(_describe(plan))
             plans.append(plan)
     return tuple(plans)

@@ -169,7 +169,9 @@ def _resize(module: nn.Module, backbone: Backbone) -> None:
         elif isinstance(layer, nn.BatchNorm2d):
             made = nn.BatchNorm2d(_share(layer.num_features, share), eps=layer.eps)
         elif isinstance(layer, nn.Linear):
-            made = _narrow_linear(layer, name, linear, channels, backbone)
+            made = _narrow_linear(
+                layer, name=name, linear=linear, channels=channels, backbone=backbone
+            )
         elif isinstance(layer, nn.AdaptiveAvgPool2d) and backbone.window is not None:
             made = nn.AdaptiveAvgPool2d((backbone.window, backbone.window))
         if made is not None:

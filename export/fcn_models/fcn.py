@@ -100,7 +100,14 @@ class FCN(nn.Module):
             paper_padding=geometry == "paper",
             first_taps=spec is not None and spec.first_taps,
         )
-        self._assemble(trunk, spec, variant, num_classes, upsampling, geometry)
+        self._assemble(
+            trunk,
+            spec=spec,
+            variant=variant,
+            num_classes=num_classes,
+            upsampling=upsampling,
+            geometry=geometry,
+        )
 
     def _assemble(
         self,
@@ -215,11 +222,11 @@ class FCN(nn.Module):
         nn.Module.__init__(finer)
         finer._assemble(
             trunk,
-            model.backbone_spec,
-            VARIANTS[place],
-            model.num_classes,
-            model.upsampling,
-            model.geometry,
+            spec=model.backbone_spec,
+            variant=VARIANTS[place],
+            num_classes=model.num_classes,
+            upsampling=model.upsampling,
+            geometry=model.geometry,
         )
         finer.to(model.score.weight)  # of its type, on its device
         # kernels that are fixed are made anew: one of them may be learned from now on

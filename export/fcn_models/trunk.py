@@ -126,7 +126,7 @@ def _top_level(channels: int, grid: Grid, last: nn.Module) -> Level:
     kernel, dilation = last.kernel_size[0], last.dilation[0]
     padding = last.padding[0] if isinstance(last.padding, tuple) else 0
     made = grid.slid(kernel, stride=1, padding=padding, dilation=dilation)
-    return Level(channels, made, kernel, padding, dilation)
+    return Level(channels, grid=made, kernel=kernel, padding=padding, dilation=dilation)
 
 
 def _taps(

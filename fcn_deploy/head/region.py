@@ -90,5 +90,12 @@ def upsample_argmax_region(
     batch = as_batch(scores, size)
     labels = np.empty((len(batch), *size), label_dtype(batch.shape[1]))
     threads = thread_count(batch, size, num_threads)
-    label_into(batch, threshold, rows.axis(), columns.axis(), labels, threads)
+    label_into(
+        batch,
+        threshold=threshold,
+        rows=rows.axis(),
+        columns=columns.axis(),
+        labels=labels,
+        threads=threads,
+    )
     return labels

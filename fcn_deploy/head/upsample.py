@@ -92,7 +92,14 @@ def upsample_argmax(
     labels = out if out.flags.c_contiguous else np.empty(shape, dtype)
     rows, columns = _axes(batch, size, align_corners)
     threads = thread_count(batch, size, num_threads)
-    label_into(batch, threshold, rows, columns, labels.reshape(-1, *size), threads)
+    label_into(
+        batch,
+        threshold=threshold,
+        rows=rows,
+        columns=columns,
+        labels=labels.reshape(-1, *size),
+        threads=threads,
+    )
     if labels is not out:
         out[:] = labels
     return out

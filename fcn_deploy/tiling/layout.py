@@ -131,11 +131,13 @@ def cut_axis(
         length: of the image in px.
         tile_px: a multiple of the alignment, `least_tile_px` or more.
     """
-    cuts = _cut(length, span, alignment, tile_px, labels)
+    cuts = _cut(length, span=span, alignment=alignment, tile_px=tile_px, labels=labels)
     low, high = least_tile_px(span, alignment) // alignment, tile_px // alignment
     while low < high:  # the same number of tiles may be had with smaller ones
         middle = (low + high) // 2
-        smaller = _cut(length, span, alignment, middle * alignment, labels)
+        smaller = _cut(
+            length, span=span, alignment=alignment, tile_px=middle * alignment, labels=labels
+        )
         if len(smaller) == len(cuts):
             cuts, high = smaller, middle
         else:
@@ -159,6 +161,8 @@ def _cut(
         end = total if stop == length else int(np.searchsorted(behind, last, side="right"))
         if end <= begin:
             raise ValueError(f"tiles of {tile_px} px are too small for what a sample sees")
-        cuts.append(Cut(start, stop, begin, end, int(start / span.stride)))
+        cuts.append(
+            Cut(start, stop=stop, begin=begin, end=end, first_sample=int(start / span.stride))
+        )
         begin = end
     return tuple(cuts)

@@ -90,7 +90,9 @@ def segment_tiles(
         tiles = [_tile(frame, row, column) for frame in frames_bgr]
         outputs = network.execute(network.prepare(tiles), scores=grid is not None)
         if layout.upsampled is not None and isinstance(reader, ScoresReader):
-            labels = _region_labels(outputs, layout.upsampled, reader, row, column)
+            labels = _region_labels(
+                outputs, upsampled=layout.upsampled, reader=reader, row=row, column=column
+            )
             mosaic.put("labels", labels, row, column)
         else:
             _put_results(mosaic, network.finish(outputs, tiles), row, column)

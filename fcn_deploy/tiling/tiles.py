@@ -166,7 +166,9 @@ class Tiling:
         layout = self._layout(size, tile_pixels or self.tile_pixels)
         grid = self._score_grid(layout.padded) if scores else None
         self._warn(size)
-        return segment_tiles(network, frames_bgr, layout, self._model.reader, grid)
+        return segment_tiles(
+            network, frames_bgr=frames_bgr, layout=layout, reader=self._model.reader, grid=grid
+        )
 
     def _layout(self, size: tuple[int, int], tile_pixels: int) -> TileLayout:
         padded = self._padded(size)
@@ -188,7 +190,7 @@ class Tiling:
                     labels=labels.until(size[axis]),
                 )
             )
-        return TileLayout(size, padded, cuts[0], cuts[1], resizes)
+        return TileLayout(size, padded=padded, rows=cuts[0], columns=cuts[1], upsampled=resizes)
 
     def _geometry(self) -> tuple[tuple[Span, Span], tuple[int, int]]:
         """Give what a sample sees, and what tiles begin at multiples of."""

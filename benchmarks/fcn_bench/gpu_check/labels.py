@@ -135,11 +135,21 @@ def check_gpu_labels(
     score_error = float(np.abs(scores - wanted_scores).max())
 
     by_head = _disagreement(
-        segmenter, labels, upsample_argmax(scores, size), scores, _KERNEL_ROUNDING * largest
+        segmenter,
+        labels=labels,
+        reference=upsample_argmax(scores, size),
+        scores=scores,
+        explained=_KERNEL_ROUNDING * largest,
     )
     # the error moves two scores, towards each other at worst
     explained = 2 * score_error + _RESIZE_ROUNDING * largest
-    by_graph = _disagreement(segmenter, labels, wanted[graph.labels], wanted_scores, explained)
+    by_graph = _disagreement(
+        segmenter,
+        labels=labels,
+        reference=wanted[graph.labels],
+        scores=wanted_scores,
+        explained=explained,
+    )
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         runs = pool.map(lambda _: _labels(segmenter, segmenter.execute(feeds), frames), range(8))
         same = all(np.array_equal(run, labels) for run in runs)

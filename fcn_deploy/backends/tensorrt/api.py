@@ -241,7 +241,9 @@ def load_tensorrt(library: LibraryName) -> TensorRT:
         raise BackendUnavailableError(
             f"{known.title} {release} is installed; {known.floor} or newer is needed.", hint=hint
         )
-    return TensorRT(library, known.title, release, known.capabilities, module)
+    return TensorRT(
+        library, title=known.title, release=release, capabilities=known.capabilities, _module=module
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,9 @@ class HeadKernel:
             setattr(arguments, name, tables + offset)
         arguments.wide = label_dtype(shape[1]).itemsize - 1
         grid = (-(-size[1] // BLOCK[0]), -(-size[0] // BLOCK[1]), shape[0])
-        self._device.launch_kernel(self._kernel, grid, BLOCK, bytes(arguments), stream)
+        self._device.launch_kernel(
+            self._kernel, grid=grid, block=BLOCK, argument=bytes(arguments), stream=stream
+        )
 
     def close(self) -> None:
         """Let go of it, when no run uses it any more: PyCUDA unloads it with the last reference."""
