@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fcn_deploy.artifact.manifest import Fidelity
 from fcn_deploy.opening.choose import MIN_LABEL_AGREEMENT
 from fcn_export.check.verify import MAX_REAL_SHARE
+from fcn_export.name_list import first_names
 from fcn_export.report import ExportReport
 from fcn_export.steps import OnStep, StepEvent
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["search_table", "show_report", "step_printer"]
 
-_NAMED = 3  # of many layers, in a table
 _FILE_WIDTH = 150  # where there is no terminal to ask
 
 
@@ -136,18 +136,12 @@ def search_table(precision: str, search: Mapping[str, Any]) -> Table:
     for point in search["pareto"]:
         mark = " (chosen)" if point["kept"] == search["kept"] else ""
         table.add_row(
-            f"{_kept(point['kept'])}{mark}",
+            f"{first_names(point['kept'], quote='') or 'none'}{mark}",
             f"{point['estimated_cost']:.0%}",
             f"{point['miou_drop']:.2f}",
             f"{point['disagreement']:.3%}",
         )
     return table
-
-
-def _kept(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED
-    shown = ", ".join(names[:_NAMED]) or "none"
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _percent(value: float | None) -> str:

@@ -23,7 +23,7 @@ from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.tiling.self_test import measure_tiling_error
 from fcn_export.graph_spec import GraphSpec
 from fcn_export.precision.passes.to_half import convert_to_fp16
-from fcn_export.precision.place import classifier_nodes, quantizable_nodes
+from fcn_export.precision.place_qdq import classifier_nodes, quantizable_nodes
 from fcn_export.trace.to_onnx import trace
 from fcn_models.fcn import FCN
 from tests.deploy.peeling import compare, frame

@@ -1,4 +1,4 @@
-"""Keep the budget of a reduced precision: judge it plainly, search where it loses too much."""
+"""Keep a reduced precision within the budget of mean IoU, with layers in fp32 where needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fcn_deploy.names import Precision
 from fcn_deploy.opening.choose import graph_precision
 from fcn_export.check.measure import runners
-from fcn_export.precision.judge import Judge, Score
+from fcn_export.precision.damage import Damage, DamageMeter
 from fcn_export.precision.search import Block, Search, SearchNotes, SearchResult
 from fcn_export.staged import VariantInputs
 
@@ -57,16 +57,20 @@ def keep_budget(
     able = runners((graph_precision(precision),))
     backends = [runner.backend for runner in able if runner.precision is precision]
     inputs.steps.tell("labels of the fp32 graph")
-    if quick and _few_lose_little(inputs, precision, model, backends, build(())):
+    if quick and _few_lose_little(
+        inputs, precision=precision, model=model, backends=backends, variant=build(())
+    ):
         return None
-    all_images = _judge(inputs, model, backends)
-    few_images: list[Judge] = []  # made when the first layer is judged: most networks need none
+    all_images = _meter(inputs, model, backends)
+    few_images: list[
+        DamageMeter
+    ] = []  # made when the first layer is ranked: most networks need none
 
-    def judge_few(variant: onnx.ModelProto) -> Score:
+    def measure_few(variant: onnx.ModelProto) -> Damage:
         if not few_images:
             every = max(1, all_images.images // _RANKING_IMAGES)
-            few_images.append(_judge(inputs, model, backends[:1], every))
-        return few_images[0].score(variant, precision)
+            few_images.append(_meter(inputs, model, backends[:1], every))
+        return few_images[0].measure(variant, precision)
 
     path = inputs.artifact.with_name(f".{inputs.artifact.name}.{precision}-search.json")
     digest = hashlib.sha256(f"{key} {all_images.digest} {backends}".encode()).hexdigest()
@@ -75,8 +79,8 @@ def keep_budget(
         precision=str(precision),
         blocks=blocks,
         build=build,
-        judge_few=judge_few,
-        judge_all=lambda variant: all_images.score(variant, precision),
+        measure_few=measure_few,
+        measure_all=lambda variant: all_images.measure(variant, precision),
         low_cost=LOW_COST[precision],
         notes=notes,
     )
@@ -93,15 +97,15 @@ def _few_lose_little(
     variant: onnx.ModelProto,
 ) -> bool:
     every = max(1, sum(1 for _ in inputs.items()) // _RANKING_IMAGES)
-    drop = _judge(inputs, model, backends, every).score(variant, precision).miou_drop
+    drop = _meter(inputs, model, backends, every).measure(variant, precision).miou_drop
     return drop is not None and drop <= inputs.max_miou_drop / 2
 
 
-def _judge(
+def _meter(
     inputs: VariantInputs, model: onnx.ModelProto, backends: Sequence[str], every: int = 1
-) -> Judge:
+) -> DamageMeter:
     staged = inputs.staged
-    return Judge(
+    return DamageMeter(
         model,
         inputs.items,
         staged.spec,

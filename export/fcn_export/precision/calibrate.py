@@ -21,7 +21,7 @@ from fcn_export.precision.calibration_images import CalibrationImages, fit_frame
 from fcn_export.precision.calibration_table import CalibrationKey, CalibrationTable, read_table
 from fcn_export.precision.collect import Progress, collect_extents, collect_histograms
 from fcn_export.precision.image_report import ImageStatistics
-from fcn_export.precision.place import place, quantizable_nodes
+from fcn_export.precision.place_qdq import place_qdq, quantizable_nodes
 from fcn_export.precision.thresholds import thresholds
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def calibrate(
         on_progress(f"ranges of '{cache}' hold: same graph, same images")
         return known
     graph = ir.from_proto(model).graph
-    placement = place(graph)
+    placement = place_qdq(graph)
     tensors = sorted({name for group in placement.groups.values() for name in group})
     convolutions = _outputs(graph)
     statistics = ImageStatistics(spec.num_labels)

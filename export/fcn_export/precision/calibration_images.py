@@ -81,7 +81,7 @@ class CalibrationImages:
         digest = hashlib.sha256()
         for file in chosen:
             digest.update(_file_digest(file))
-        return cls(path, chosen, (), len(files), digest.hexdigest())
+        return cls(path, files=chosen, indices=(), total=len(files), sha256=digest.hexdigest())
 
     @classmethod
     def _of_video(cls, path: Path, count: int) -> CalibrationImages:
@@ -89,7 +89,7 @@ class CalibrationImages:
         indices = _spread(total, count)
         digest = hashlib.sha256(_file_digest(path))
         digest.update(repr(indices).encode())
-        return cls(path, (), indices, total, digest.hexdigest())
+        return cls(path, files=(), indices=indices, total=total, sha256=digest.hexdigest())
 
     def __len__(self) -> int:
         return len(self.files) or len(self.indices)

@@ -1,4 +1,4 @@
-"""Hold a variant of a graph against the fp32 graph: labels that change, mean IoU that is lost."""
+"""Measure what a variant loses against the fp32 graph: labels that change, points of mean IoU."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from fcn_models.labelled_images import EvalItem
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Judge", "Score"]
+__all__ = ["Damage", "DamageMeter"]
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class Damage:
     """How far a variant is from the fp32 graph.
 
     Attributes:
@@ -48,17 +48,17 @@ class Score:
         return drop, self.disagreement
 
 
-class Judge:
+class DamageMeter:
     """Runs variants over images, read again each time; the fp32 graph's labels are kept packed.
 
     Args:
         model: the fp32 graph.
         items: starts the images; their labels are ground truth where `has_labels`.
-        backends: names; a score is the worst of them.
-        every: take each so many-th image.
+        backends: names; the worst of them counts.
+        every: take one of this many images.
 
     Attributes:
-        images: how many are judged on.
+        images: how many are run.
         digest: of the images, their ground truth and the fp32 graph's labels.
     """
 
@@ -93,16 +93,16 @@ class Judge:
         self.digest = digest.hexdigest()
         self._miou = mean_iou(confusion)[0] if confusion.any() else None
 
-    def score(self, model: onnx.ModelProto, precision: Precision) -> Score:
+    def measure(self, model: onnx.ModelProto, precision: Precision) -> Damage:
         """Run a variant over the images, on every backend.
 
         Raises:
             ArtifactError, ExecutionError: a backend does not run it.
         """
-        scores = [self._score(model, precision, backend) for backend in self._backends]
-        return max(scores, key=lambda score: score.rank)
+        damages = [self._measure(model, precision, backend) for backend in self._backends]
+        return max(damages, key=lambda damage: damage.rank)
 
-    def _score(self, model: onnx.ModelProto, precision: Precision, backend: str) -> Score:
+    def _measure(self, model: onnx.ModelProto, precision: Precision, backend: str) -> Damage:
         confusion = self._zeros()
         differing = pixels = 0
         with _opened(model, backend, precision) as context:
@@ -113,7 +113,7 @@ class Judge:
                 pixels += labels.size
                 confusion += self._confusion(labels, item)
         drop = None if self._miou is None else 100.0 * (self._miou - mean_iou(confusion)[0])
-        return Score(drop, differing / pixels)
+        return Damage(drop, differing / pixels)
 
     def _images(self) -> Iterator[EvalItem]:
         return islice(self._items(), self._every // 2, None, self._every)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fcn_deploy.names import Precision
 from fcn_export.check.sample_frames import as_batch
+from fcn_export.name_list import first_names
 from fcn_export.onnx_file import write_onnx
 from fcn_export.precision.budget import keep_budget
 from fcn_export.precision.passes.half_weights import MAX_HALF
@@ -27,8 +28,6 @@ __all__ = ["make_fp16"]
 _FRAMES = 4
 _HEADROOM = 4.0
 """Other frames may hold larger values than the few that are looked at."""
-
-_NAMED = 3  # of many, in a note
 
 
 def make_fp16(inputs: VariantInputs) -> GraphVariant:
@@ -79,7 +78,11 @@ def _within_budget(
     plain = inputs.staged.file.load()
     blocks = _blocks(graph.graph, convert_to_fp16(plain, float32_nodes=hot).half_nodes)
     found = keep_budget(
-        *(inputs, Precision.FP16, graph, blocks, build),
+        inputs,
+        precision=Precision.FP16,
+        model=graph,
+        blocks=blocks,
+        build=build,
         key=f"{hashlib.sha256(inputs.staged.file.data).hexdigest()} fp16 {sorted(hot)}",
         quick=True,
     )
@@ -104,12 +107,12 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     if kept_nodes:
-        notes.append(f"fp16: {_listed(kept_nodes)} compute in fp32, to keep the mean IoU.")
+        notes.append(f"fp16: {first_names(kept_nodes)} compute in fp32, to keep the mean IoU.")
     weights = changes.weights
     if weights.clamped:
         notes.append(
             f"fp16: {weights.clamped} weights beyond {MAX_HALF:.0f} were clamped, in "
-            f"{_listed(weights.clamped_tensors)}."
+            f"{first_names(weights.clamped_tensors)}."
         )
     if weights.flushed:
         notes.append(
@@ -118,7 +121,7 @@ def _notes(
     held = [name for name in changes.float_nodes if name in hot]
     if held:
         notes.append(
-            f"fp16: values above {MAX_HALF / _HEADROOM:.0f} were seen, so {_listed(held)} "
+            f"fp16: values above {MAX_HALF / _HEADROOM:.0f} were seen, so {first_names(held)} "
             "compute in fp32."
         )
     return tuple(notes)
@@ -134,9 +137,3 @@ def _figures(changes: Fp16Changes, peak: float, found: SearchResult | None) -> d
         "largest_value": peak if peak < float("inf") else None,
         "weights": {**weights, "clamped_tensors": list(changes.weights.clamped_tensors)},
     }
-
-
-def _listed(names: tuple[str, ...] | list[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:_NAMED])
-    more = len(names) - _NAMED
-    return f"{shown} and {more} more" if more > 0 else shown

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from fcn_deploy.backends import backend_names, get_backend
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.names import Precision
+from fcn_export.name_list import first_names
 from fcn_export.onnx_file import write_onnx
 from fcn_export.precision.budget import keep_budget
 from fcn_export.precision.calibrate import calibrate
 from fcn_export.precision.calibration_images import CalibrationImages
 from fcn_export.precision.calibration_table import TABLE_NAME
-from fcn_export.precision.judge import Judge
+from fcn_export.precision.damage import DamageMeter
 from fcn_export.precision.passes.lint import check_types
-from fcn_export.precision.place import classifier_nodes, entry_nodes
+from fcn_export.precision.place_qdq import classifier_nodes, entry_nodes
 from fcn_export.precision.search import Block, SearchResult
 from fcn_export.precision.thresholds import METHODS, Method
 from fcn_export.precision.to_int8 import Int8Builder, Int8Graph, prepare
@@ -32,8 +32,6 @@ _METHOD_IMAGES = 8
 _EDGE_SHARE = 0.05
 """Of the multiply-adds: as long as they do less, the first and the last convolution stay float.
 They are the most sensitive to rounding: one sees the image, the other decides the label."""
-
-_NAMED = 3  # of many, in a note
 
 
 def make_int8(inputs: VariantInputs) -> GraphVariant:
@@ -53,7 +51,10 @@ def make_int8(inputs: VariantInputs) -> GraphVariant:
     images = CalibrationImages.find(path, size=staged.shapes.opt[1:])
     model = prepare(staged.file.load())
     table = calibrate(
-        *(model, images, staged.spec, staged.shapes),
+        model,
+        images=images,
+        spec=staged.spec,
+        shapes=staged.shapes,
         cache=inputs.artifact / TABLE_NAME,
         on_progress=tell,
     )
@@ -71,9 +72,11 @@ def make_int8(inputs: VariantInputs) -> GraphVariant:
             hint="Leave int8 out of --precision.",
         )
     found = keep_budget(
-        *(inputs, Precision.INT8, model),
-        [Block(name, (name,), builder.work(name)) for name in lowered],
-        build,
+        inputs,
+        precision=Precision.INT8,
+        model=model,
+        blocks=[Block(name, (name,), builder.work(name)) for name in lowered],
+        build=build,
         key=f"{table.key} {method} {sorted(edges)}",
     )
     kept = () if found is None else found.chosen.kept
@@ -88,7 +91,7 @@ def make_int8(inputs: VariantInputs) -> GraphVariant:
         f"of {table.images.used} images, {file.size_bytes / 1e6:.1f} MB"
     )
     notes = (*_image_notes(inputs, builder), *_notes(graph, kept, found), *faults)
-    figures = _figures(graph, builder, method, agreements, found)
+    figures = _figures(graph, builder=builder, method=method, agreements=agreements, found=found)
     return GraphVariant(Precision.INT8, file, notes, figures)
 
 
@@ -116,8 +119,11 @@ def _choose_method(
             yield EvalItem(str(index), frame, frame[:, :, 0])
 
     inputs.steps.tell("labels of the fp32 graph on calibration images")
-    judge = Judge(
-        *(builder.model, items, staged.spec, staged.shapes),
+    meter = DamageMeter(
+        builder.model,
+        items=items,
+        spec=staged.spec,
+        shapes=staged.shapes,
         has_labels=False,
         backends=[backend],
         every=max(1, len(images) // _METHOD_IMAGES),
@@ -126,7 +132,7 @@ def _choose_method(
     for method in METHODS:
         inputs.steps.tell(f"labels with ranges by {method}")
         graph = builder.build(method=method, keep_float=edges)
-        disagreements[method] = judge.score(graph.model, Precision.INT8).disagreement
+        disagreements[method] = meter.measure(graph.model, Precision.INT8).disagreement
     best = min(METHODS, key=lambda method: disagreements[method])
     return best, {method: 1.0 - share for method, share in disagreements.items()}
 
@@ -143,14 +149,14 @@ def _notes(graph: Int8Graph, kept: tuple[str, ...], found: SearchResult | None) 
     if kept and found is not None:
         plain = next(point for point in found.points if not point.kept)
         yield (
-            f"int8: {_listed(kept)} stay in fp32; without them "
-            f"{plain.score.miou_drop or 0.0:.2f} points of mean IoU are lost."
+            f"int8: {first_names(kept)} stay in fp32; without them "
+            f"{plain.damage.miou_drop or 0.0:.2f} points of mean IoU are lost."
         )
     if found is not None and found.unranked:
         yield f"int8: {len(found.unranked)} layers were not judged for want of time."
     unfit = [name for name, reason in graph.kept.items() if reason != graph.asked]
     if unfit:
-        yield f"int8: {_listed(unfit)} stay in fp32, as their scales are beyond FP16's range."
+        yield f"int8: {first_names(unfit)} stay in fp32, as their scales are beyond FP16's range."
 
 
 def _figures(
@@ -171,9 +177,3 @@ def _figures(
         "calibration": builder.table.images.to_json(),
         "search": None if found is None else found.to_json(),
     }
-
-
-def _listed(names: Collection[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in islice(names, _NAMED))
-    more = len(names) - _NAMED
-    return f"{shown} and {more} more" if more > 0 else shown

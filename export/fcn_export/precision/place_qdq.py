@@ -26,7 +26,7 @@ __all__ = [
     "Placement",
     "classifier_nodes",
     "entry_nodes",
-    "place",
+    "place_qdq",
     "quantizable_nodes",
 ]
 
@@ -97,7 +97,7 @@ def entry_nodes(graph: ir.Graph) -> tuple[str, ...]:
     )
 
 
-def place(graph: ir.Graph, *, keep_float: Mapping[str, str] | None = None) -> Placement:
+def place_qdq(graph: ir.Graph, *, keep_float: Mapping[str, str] | None = None) -> Placement:
     """Decide where Q/DQ pairs go.
 
     Args:

@@ -1,8 +1,8 @@
 """Find the fewest blocks to keep in higher precision so that the loss of mean IoU is allowed.
 
-Each block is judged by the damage that lowering it alone does; the most damaging are then kept, as
-few as hold the budget. Every figure is written down at once, so that a search that was stopped
-goes on where it was.
+Each block is lowered alone to measure its damage. The most damaging blocks are then kept, as few as
+hold the budget. Every figure is written to a file at once, so that a search that was stopped can go
+on where it was.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fcn_deploy.artifact.partial_files import write_whole
 from fcn_deploy.errors import BudgetError
 from fcn_export.precision.collect import Progress
-from fcn_export.precision.judge import Score
+from fcn_export.precision.damage import Damage
 
 if TYPE_CHECKING:
     import onnx
@@ -45,7 +45,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One choice of blocks, judged on all images.
+    """One choice of blocks, measured on all images.
 
     Attributes:
         kept: names of the blocks in higher precision.
@@ -54,7 +54,7 @@ class Point:
 
     kept: tuple[str, ...]
     cost: float
-    score: Score
+    damage: Damage
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class SearchResult:
 
     Attributes:
         chosen: the point to make.
-        points: all that were judged, cheapest first.
+        points: all that were measured, cheapest first.
         ranking: blocks with the damage that each does alone, worst first; empty where it was not
             needed.
         unranked: blocks that there was no time for.
@@ -71,14 +71,14 @@ class SearchResult:
 
     chosen: Point
     points: tuple[Point, ...]
-    ranking: tuple[tuple[str, Score], ...] = ()
+    ranking: tuple[tuple[str, Damage], ...] = ()
     unranked: tuple[str, ...] = ()
 
     def pareto(self) -> tuple[Point, ...]:
         """Give the points that no other is both cheaper and better than, cheapest first."""
         best: list[Point] = []
         for point in self.points:
-            if not best or _drop(point.score) < _drop(best[-1].score):
+            if not best or _drop(point.damage) < _drop(best[-1].damage):
                 best.append(point)
         return tuple(best)
 
@@ -90,14 +90,14 @@ class SearchResult:
                 {
                     "kept": list(point.kept),
                     "estimated_cost": point.cost,
-                    "miou_drop": point.score.miou_drop,
-                    "disagreement": point.score.disagreement,
+                    "miou_drop": point.damage.miou_drop,
+                    "disagreement": point.damage.disagreement,
                 }
                 for point in self.pareto()
             ],
             "ranking": [
-                {"node": name, "miou_drop": score.miou_drop, "disagreement": score.disagreement}
-                for name, score in self.ranking
+                {"node": name, "miou_drop": damage.miou_drop, "disagreement": damage.disagreement}
+                for name, damage in self.ranking
             ],
             "unranked": list(self.unranked),
         }
@@ -105,34 +105,34 @@ class SearchResult:
 
 @dataclass(slots=True)
 class SearchNotes:
-    """Scores that are known already, in a file that is rewritten after each.
+    """Damages that were measured already, in a file that is rewritten after each.
 
     Args:
         path: of the file; None keeps nothing.
-        key: what the scores hold for; a file of another key is not read.
+        key: what the damages depend on; a file of another key is not read.
     """
 
     path: Path | None
     key: str
-    _scores: dict[str, Score] = field(default_factory=dict)
+    _damages: dict[str, Damage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
             if self.path is not None:
                 document = json.loads(self.path.read_text(encoding="utf-8"))
                 if document["key"] == self.key:
-                    self._scores = {
-                        name: Score(*values) for name, values in document["scores"].items()
+                    self._damages = {
+                        name: Damage(*values) for name, values in document["scores"].items()
                     }
         except (OSError, ValueError, KeyError, TypeError):
-            self._scores = {}  # a file that cannot be read holds no scores
+            self._damages = {}  # a file that cannot be read holds no damages
 
-    def known(self, name: str, judge: Callable[[], Score]) -> Score:
-        """Give a score: the one written down, or a new one, which then is."""
-        if name not in self._scores:
-            self._scores[name] = judge()
+    def known(self, name: str, measure: Callable[[], Damage]) -> Damage:
+        """Give the damage that the file holds, or measure it and write it down."""
+        if name not in self._damages:
+            self._damages[name] = measure()
             self._write()
-        return self._scores[name]
+        return self._damages[name]
 
     def clear(self) -> None:
         """Delete the file."""
@@ -142,20 +142,20 @@ class SearchNotes:
     def _write(self) -> None:
         if self.path is None:
             return
-        scores = {name: [s.miou_drop, s.disagreement] for name, s in self._scores.items()}
-        write_whole(self.path, json.dumps({"key": self.key, "scores": scores}).encode())
+        damages = {name: [s.miou_drop, s.disagreement] for name, s in self._damages.items()}
+        write_whole(self.path, json.dumps({"key": self.key, "scores": damages}).encode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """How variants are made and judged.
+    """How variants are made and measured.
 
     Attributes:
         precision: of what is lowered, for messages.
         blocks: all that can be lowered.
         build: makes the graph that keeps the nodes named in higher precision.
-        judge_few: judges a graph on a few images, to rank.
-        judge_all: judges it on all.
+        measure_few: measures a graph on a few images, to rank blocks.
+        measure_all: measures it on all images.
         low_cost: what lowered work costs of the same work in higher precision.
         notes: see `SearchNotes`.
         max_seconds: after which no more blocks are ranked.
@@ -164,8 +164,8 @@ class Search:
     precision: str
     blocks: Sequence[Block]
     build: Callable[[Collection[str]], onnx.ModelProto]
-    judge_few: Callable[[onnx.ModelProto], Score]
-    judge_all: Callable[[onnx.ModelProto], Score]
+    measure_few: Callable[[onnx.ModelProto], Damage]
+    measure_all: Callable[[onnx.ModelProto], Damage]
     low_cost: float
     notes: SearchNotes
     max_seconds: float = 900.0
@@ -186,7 +186,7 @@ class Search:
             if kept not in points:
                 on_progress(f"all images with {len(kept)} of {len(self.blocks)} layers kept")
                 points[kept] = self._point(kept)
-            return _drop(points[kept].score) <= max_drop
+            return _drop(points[kept].damage) <= max_drop
 
         if try_keeping(()):
             return _result((), points, (), ())
@@ -200,36 +200,38 @@ class Search:
 
     def _point(self, kept: tuple[str, ...]) -> Point:
         nodes = self._nodes(kept)
-        score = self.notes.known(
-            f"all images, kept: {', '.join(kept)}", lambda: self.judge_all(self.build(nodes))
+        damage = self.notes.known(
+            f"all images, kept: {', '.join(kept)}", lambda: self.measure_all(self.build(nodes))
         )
         whole = sum(block.work for block in self.blocks)
         high = sum(block.work for block in self.blocks if block.name in kept)
         share = high / whole if whole else 0.0
-        return Point(kept, share + (1 - share) * self.low_cost, score)
+        return Point(kept, share + (1 - share) * self.low_cost, damage)
 
     def _nodes(self, names: Collection[str]) -> frozenset[str]:
         return frozenset(n for block in self.blocks if block.name in names for n in block.nodes)
 
-    def _rank(self, on_progress: Progress) -> tuple[tuple[tuple[str, Score], ...], tuple[str, ...]]:
-        """Judge each block lowered alone; gives the worst first, and what time did not allow."""
+    def _rank(
+        self, on_progress: Progress
+    ) -> tuple[tuple[tuple[str, Damage], ...], tuple[str, ...]]:
+        """Measure each block lowered alone; gives the worst first, and what time did not allow."""
         began = time.monotonic()
-        damage: dict[str, Score] = {}
+        damages: dict[str, Damage] = {}
         for number, block in enumerate(self.blocks, 1):
             if time.monotonic() - began > self.max_seconds:
                 break
             on_progress(f"layer {number} of {len(self.blocks)} alone: {block.name}")
             others = self._nodes({other.name for other in self.blocks} - {block.name})
-            damage[block.name] = self.notes.known(
-                f"few images, lowered: {block.name}", partial(self._judge_few, others)
+            damages[block.name] = self.notes.known(
+                f"few images, lowered: {block.name}", partial(self._measure_few, others)
             )
-        ranking = sorted(damage.items(), key=lambda item: item[1].rank, reverse=True)
-        rest = [block for block in self.blocks if block.name not in damage]
+        ranking = sorted(damages.items(), key=lambda item: item[1].rank, reverse=True)
+        rest = [block for block in self.blocks if block.name not in damages]
         rest.sort(key=lambda block: block.work)  # unknown damage: keep what costs least first
         return tuple(ranking), tuple(block.name for block in rest)
 
-    def _judge_few(self, nodes: Collection[str]) -> Score:
-        return self.judge_few(self.build(nodes))
+    def _measure_few(self, nodes: Collection[str]) -> Damage:
+        return self.measure_few(self.build(nodes))
 
     def _prune(
         self, kept: Sequence[str], try_keeping: Callable[[Sequence[str]], bool]
@@ -261,11 +263,11 @@ def _fewest(most: int, holds: Callable[[int], bool]) -> int | None:
 def _result(
     kept: Sequence[str],
     points: Mapping[tuple[str, ...], Point],
-    ranking: tuple[tuple[str, Score], ...],
+    ranking: tuple[tuple[str, Damage], ...],
     unranked: tuple[str, ...],
 ) -> SearchResult:
     chosen = next(point for names, point in points.items() if set(names) == set(kept))
-    ordered = sorted(points.values(), key=lambda point: (point.cost, _drop(point.score)))
+    ordered = sorted(points.values(), key=lambda point: (point.cost, _drop(point.damage)))
     return SearchResult(chosen, tuple(ordered), ranking, unranked)
 
 
@@ -273,17 +275,17 @@ def _cannot(
     precision: str,
     max_drop: float,
     points: Mapping[tuple[str, ...], Point],
-    ranking: tuple[tuple[str, Score], ...],
+    ranking: tuple[tuple[str, Damage], ...],
 ) -> BudgetError:
-    best = min(points.values(), key=lambda point: _drop(point.score))
+    best = min(points.values(), key=lambda point: _drop(point.damage))
     worst = ", ".join(f"'{name}'" for name, _ in ranking[:3])
     layers = "1 layer" if len(best.kept) == 1 else f"{len(best.kept)} layers"
     return BudgetError(
-        f"{precision} loses {_drop(best.score):.2f} points of mean IoU even with {layers} kept in "
+        f"{precision} loses {_drop(best.damage):.2f} points of mean IoU even with {layers} kept in "
         f"fp32; {max_drop:g} are allowed. The worst layers are {worst}.",
         hint=f"Leave {precision} out of --precision, or allow more with --max-miou-drop.",
     )
 
 
-def _drop(score: Score) -> float:
-    return 0.0 if score.miou_drop is None else score.miou_drop
+def _drop(damage: Damage) -> float:
+    return 0.0 if damage.miou_drop is None else damage.miou_drop

@@ -23,7 +23,7 @@ from fcn_export.precision.passes.int8_weights import (
     quantize_weight,
 )
 from fcn_export.precision.passes.name_nodes import NameNodes
-from fcn_export.precision.place import Placement, place, quantizable_nodes
+from fcn_export.precision.place_qdq import Placement, place_qdq, quantizable_nodes
 from fcn_export.precision.thresholds import Method
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Int8Builder:
         """Place, and place again without the convolutions whose input has no usable scale."""
         reasons = dict(kept)
         while True:
-            placement = place(self.graph, keep_float=reasons)
+            placement = place_qdq(self.graph, keep_float=reasons)
             thresholds = {
                 name: self._threshold(placement, name, method) for name in placement.edges
             }

@@ -13,7 +13,7 @@ from fcn_deploy.names import Precision
 from fcn_export.precision.calibration_table import CalibrationKey, CalibrationTable
 from fcn_export.precision.image_report import ImageReport
 from fcn_export.precision.passes.to_half import convert_to_fp16, fp16_remainder
-from fcn_export.precision.place import place
+from fcn_export.precision.place_qdq import place_qdq
 from fcn_export.precision.thresholds import METHODS
 from fcn_export.precision.to_int8 import Int8Builder, prepare
 
@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = ["in_precision", "uniform_table"]
 
-_NO_IMAGES = ImageReport(0, 0, (), (), 0.0, 0.0, 0, ((0, 0),) * 3, (0, 0))
+_NO_IMAGES = ImageReport(
+    0,
+    total=0,
+    class_pixels=(),
+    class_images=(),
+    brightness_mean=0.0,
+    brightness_spread=0.0,
+    near_duplicates=0,
+    sizes=((0, 0),) * 3,
+    served=(0, 0),
+)
 
 
 def in_precision(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
@@ -52,6 +62,8 @@ def uniform_table(model: onnx.ModelProto, *, threshold: float = 4.0) -> Calibrat
     Args:
         model: as `prepare` gives it.
     """
-    names = {name for group in place(ir.from_proto(model).graph).groups.values() for name in group}
+    names = {
+        name for group in place_qdq(ir.from_proto(model).graph).groups.values() for name in group
+    }
     thresholds = {name: dict.fromkeys(METHODS, threshold) for name in names}
     return CalibrationTable(CalibrationKey("", "", ""), thresholds, {}, _NO_IMAGES)

@@ -16,7 +16,7 @@ from fcn_deploy.names import Array
 from fcn_deploy.telemetry import import_openvino
 from fcn_export.precision.passes.fold_batch_norm import FoldBatchNorm
 from fcn_export.precision.passes.int8_weights import MIN_SCALE, quantize_weight
-from fcn_export.precision.place import classifier_nodes, place, quantizable_nodes
+from fcn_export.precision.place_qdq import classifier_nodes, place_qdq, quantizable_nodes
 from fcn_export.precision.thresholds import METHODS
 from fcn_export.precision.to_int8 import Int8Builder, Int8Graph, prepare
 from fcn_export.precision.uncalibrated import uniform_table
@@ -68,7 +68,7 @@ def test_residual_add_reads_only_its_shortcut_through_qdq(rng: np.random.Generat
         for projected in (False, True):
             model = FrameGraph(rng).residual(shortcut_first=shortcut_first, projected=projected)
 
-            placement = place(ir.from_proto(model).graph)
+            placement = place_qdq(ir.from_proto(model).graph)
 
             shortcut = "projection" if projected else "start"
             adds = [
@@ -86,7 +86,7 @@ def test_add_without_a_convolution_to_fuse_into_stays_float(rng: np.random.Gener
     graph.op("Add", "gate", "stem", out="sum")
     model = graph.model(graph.conv("sum", (8, 4), out="classifier", kernel=1))
 
-    placement = place(ir.from_proto(model).graph)
+    placement = place_qdq(ir.from_proto(model).graph)
 
     assert not [edge for edges in placement.edges.values() for edge in edges if edge[0] == "sum"]
 
@@ -117,7 +117,7 @@ def test_concat_that_something_else_reads_stays_float(rng: np.random.Generator) 
     graph.op("Mul", "deep", "gate", out="gated")
     model = graph.model(graph.conv("gated", (11, 4), out="classifier", kernel=1))
 
-    placement = place(ir.from_proto(model).graph)
+    placement = place_qdq(ir.from_proto(model).graph)
 
     readers = {name for edges in placement.edges.values() for name, _ in edges}
     assert readers == {"left", "deep", "classifier"}

@@ -15,7 +15,7 @@ from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.errors import BudgetError
 from fcn_deploy.names import Array, Precision
 from fcn_export.check.sample_frames import natural_frame
-from fcn_export.precision.judge import Judge, Score
+from fcn_export.precision.damage import Damage, DamageMeter
 from fcn_export.precision.search import Block, Search, SearchNotes, SearchResult
 from fcn_models.labelled_images import EvalItem
 from tests.export.qdq_graphs import SPEC, FrameGraph
@@ -29,16 +29,16 @@ class _Losses:
 
     def __init__(self, losses: dict[str, float]) -> None:
         self.losses = losses
-        self.judged = 0
+        self.measured = 0
 
     def build(self, kept: Collection[str]) -> onnx.ModelProto:
         lowered = [name for name in self.losses if name not in kept]
         return onnx.ModelProto(producer_name=" ".join(lowered))
 
-    def judge(self, model: onnx.ModelProto) -> Score:
-        self.judged += 1
+    def measure(self, model: onnx.ModelProto) -> Damage:
+        self.measured += 1
         drop = sum(self.losses[name] for name in model.producer_name.split())
-        return Score(drop, drop / 100)
+        return Damage(drop, drop / 100)
 
     def search(
         self, max_drop: float, *, path: Path | None = None, key: str = "k", max_seconds: float = 60
@@ -47,8 +47,8 @@ class _Losses:
             precision="int8",
             blocks=[Block(name, (name,), 1.0 + index) for index, name in enumerate(self.losses)],
             build=self.build,
-            judge_few=self.judge,
-            judge_all=self.judge,
+            measure_few=self.measure,
+            measure_all=self.measure,
             low_cost=0.25,
             notes=SearchNotes(path, key),
             max_seconds=max_seconds,
@@ -63,7 +63,7 @@ def test_plain_variant_within_the_budget_is_taken_without_a_search() -> None:
     assert result.chosen.kept == ()
     assert result.chosen.cost == 0.25
     assert result.ranking == ()
-    assert network.judged == 1
+    assert network.measured == 1
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_fewest_layers_that_hold_the_budget_are_kept(max_drop: float, expected: 
     result = network.search(max_drop)
 
     assert set(result.chosen.kept) == expected
-    drop = result.chosen.score.miou_drop
+    drop = result.chosen.damage.miou_drop
     assert drop is not None
     assert drop <= max_drop
     assert [name for name, _ in result.ranking[:3]] == ["e", "c", "g"]
@@ -85,11 +85,11 @@ def test_fewest_layers_that_hold_the_budget_are_kept(max_drop: float, expected: 
 def test_layer_that_need_not_be_kept_is_lowered_again() -> None:
     # together, b and c harm nothing while a is kept: alone, b looks the worse of both
     class Odd(_Losses):
-        def judge(self, model: onnx.ModelProto) -> Score:
+        def measure(self, model: onnx.ModelProto) -> Damage:
             lowered = set(model.producer_name.split())
             if len(lowered) == 1:
-                return super().judge(model)
-            return Score(0.0 if not lowered & {"a", "c"} or lowered == {"b", "d"} else 9.0, 0.0)
+                return super().measure(model)
+            return Damage(0.0 if not lowered & {"a", "c"} or lowered == {"b", "d"} else 9.0, 0.0)
 
     result = Odd({"a": 5.0, "b": 4.0, "c": 3.0, "d": 0.0}).search(1.0)
 
@@ -102,7 +102,7 @@ def test_pareto_points_get_better_as_they_get_dearer() -> None:
     points = network.search(0.6).pareto()
 
     costs = [point.cost for point in points]
-    drops = [point.score.miou_drop or 0.0 for point in points]
+    drops = [point.damage.miou_drop or 0.0 for point in points]
     assert len(points) >= 3
     assert costs == sorted(costs)
     assert drops == sorted(drops, reverse=True)
@@ -121,10 +121,10 @@ def test_stopped_search_goes_on_where_it_was(tmp_path: Path) -> None:
     path = tmp_path / "search.json"
 
     class Stopped(_Losses):
-        def judge(self, model: onnx.ModelProto) -> Score:
-            if self.judged == 3:
+        def measure(self, model: onnx.ModelProto) -> Damage:
+            if self.measured == 3:
                 raise KeyboardInterrupt
-            return super().judge(model)
+            return super().measure(model)
 
     with pytest.raises(KeyboardInterrupt):
         Stopped(losses).search(1.0, path=path)
@@ -134,7 +134,7 @@ def test_stopped_search_goes_on_where_it_was(tmp_path: Path) -> None:
     result = again.search(1.0, path=path)
 
     assert result.chosen.kept == ("b",)
-    assert again.judged == other.judged - 3
+    assert again.measured == other.measured - 3
 
 
 def test_notes_of_another_key_or_damaged_ones_are_not_read(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_notes_of_another_key_or_damaged_ones_are_not_read(tmp_path: Path) -> No
     new.search(1.0, path=path, key="new")
     torn.search(1.0, path=damaged, key="old")
 
-    assert new.judged == torn.judged == 4
+    assert new.measured == torn.measured == 4
 
 
 def test_search_out_of_time_keeps_the_cheapest_unknown_layers_first() -> None:
@@ -161,7 +161,7 @@ def test_search_out_of_time_keeps_the_cheapest_unknown_layers_first() -> None:
     assert json.loads(json.dumps(result.to_json()))["unranked"] == ["a", "b", "c"]
 
 
-def test_judge_counts_labels_and_iou_as_by_hand(rng: np.random.Generator) -> None:
+def test_the_meter_counts_labels_and_iou_as_by_hand(rng: np.random.Generator) -> None:
     model = FrameGraph(rng).residual()
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
@@ -173,7 +173,7 @@ def test_judge_counts_labels_and_iou_as_by_hand(rng: np.random.Generator) -> Non
     shapes = ShapeRange((1, 16, 16), (1, 32, 32), (1, 64, 64), multiple_of=8)
 
     items = [EvalItem("x", f, t) for f, t in zip(frames, labels, strict=True)]
-    judge = Judge(
+    meter = DamageMeter(
         model,
         lambda: iter(items),
         SPEC,
@@ -181,12 +181,12 @@ def test_judge_counts_labels_and_iou_as_by_hand(rng: np.random.Generator) -> Non
         has_labels=True,
         backends=["onnxruntime", "openvino"],
     )
-    same = judge.score(model, Precision.FP32)
-    other = judge.score(changed, Precision.FP32)
+    same = meter.measure(model, Precision.FP32)
+    other = meter.measure(changed, Precision.FP32)
 
     truth = np.concatenate([array.ravel() for array in labels])
     present = len(np.unique(truth))
-    assert judge.images == 3
+    assert meter.images == 3
     # two backends round float32 differently: a near tie may fall otherwise
     assert same.disagreement < 1e-3
     assert other.disagreement == pytest.approx(np.mean(truth != 0))

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto
 
 from fcn_deploy.names import Precision
-from fcn_export.precision.place import place
+from fcn_export.precision.place_qdq import place_qdq
 from fcn_export.precision.to_int8 import prepare
 from fcn_export.precision.uncalibrated import in_precision, uniform_table
 from tests.export.qdq_graphs import FrameGraph
@@ -54,5 +54,5 @@ def test_every_tensor_with_a_scale_has_the_one_threshold(rng: np.random.Generato
 
     table = uniform_table(model, threshold=2.5)
 
-    assert set(table.tensors) >= set(place(ir.from_proto(model).graph).edges)
+    assert set(table.tensors) >= set(place_qdq(ir.from_proto(model).graph).edges)
     assert {value for entry in table.tensors.values() for value in entry.values()} == {2.5}

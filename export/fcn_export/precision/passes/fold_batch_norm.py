@@ -92,7 +92,13 @@ def _standardise(graph: ir.Graph, norm: ir.Node) -> bool:
     factor, shift = _scale_and_shift(norm)
     values = {"scale": factor, "shift": shift, "mean": np.zeros_like(mean), "variance": one}
     for position, (what, value) in enumerate(values.items(), 1):
-        _set(graph, norm, position, f"{name_of(norm.outputs[0])}_{what}", value)
+        _set(
+            graph,
+            node=norm,
+            position=position,
+            name=f"{name_of(norm.outputs[0])}_{what}",
+            value=value,
+        )
     return True
 
 
@@ -110,8 +116,8 @@ def _fold_into(graph: ir.Graph, conv: ir.Node, norm: ir.Node) -> None:
     has_bias = len(conv.inputs) > 2 and conv.inputs[2] is not None
     bias = shift + (_wide(conv.inputs[2]) * factor if has_bias else 0.0)
     conv.resize_inputs(3)
-    _set(graph, conv, 1, f"{norm.name}_weight", folded)
-    _set(graph, conv, 2, f"{norm.name}_bias", bias)
+    _set(graph, node=conv, position=1, name=f"{norm.name}_weight", value=folded)
+    _set(graph, node=conv, position=2, name=f"{norm.name}_bias", value=bias)
     made, kept = conv.outputs[0], norm.outputs[0]
     kept.replace_all_uses_with(made, replace_graph_outputs=True)
     graph.remove(norm, safe=True)

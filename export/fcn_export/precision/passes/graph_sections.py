@@ -11,7 +11,7 @@ from fcn_deploy.graph.transposed import is_bilinear_kernel
 from fcn_export.graph_spec import SCORES
 from fcn_export.onnx_values import array_of
 
-__all__ = ["Regions", "find_regions"]
+__all__ = ["GraphSections", "find_sections"]
 
 # give numbers about a tensor, not of it
 _ABOUT = frozenset(("Shape", "Size"))
@@ -33,7 +33,7 @@ Nodes = frozenset[ir.Node]
 
 
 @dataclass(frozen=True, slots=True)
-class Regions:
+class GraphSections:
     """Sets of nodes.
 
     Attributes:
@@ -52,10 +52,10 @@ class Regions:
         return [node for node in graph if node in own]
 
 
-def find_regions(graph: ir.Graph) -> Regions:
+def find_sections(graph: ir.Graph) -> GraphSections:
     """Divide a graph whose nodes are sorted."""
     image = _depending(graph, graph.inputs)
-    return Regions(image, _frame(graph, image), _head(graph) & image)
+    return GraphSections(image, _frame(graph, image), _head(graph) & image)
 
 
 def _depending(graph: ir.Graph, values: Iterable[ir.Value]) -> Nodes:

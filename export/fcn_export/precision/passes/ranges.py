@@ -14,8 +14,8 @@ from fcn_export.memory import release_freed_memory
 from fcn_export.onnx_file import OnnxFile
 from fcn_export.onnx_values import name_of, take_proto
 from fcn_export.precision.passes.element_types import InferTypes
+from fcn_export.precision.passes.graph_sections import find_sections
 from fcn_export.precision.passes.inner_outputs import ExtentOutputs
-from fcn_export.precision.passes.regions import find_regions
 
 if TYPE_CHECKING:
     import onnx
@@ -72,7 +72,7 @@ def _with_extents(file: OnnxFile) -> tuple[list[str], ExtentOutputs, bytes]:
     InferTypes()(model)
     names = [
         name_of(value)
-        for node in find_regions(model.graph).between(model.graph)
+        for node in find_sections(model.graph).between(model.graph)
         for value in node.outputs
         if value.dtype == ir.DataType.FLOAT and not value.is_graph_output()
     ]

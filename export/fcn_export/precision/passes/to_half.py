@@ -20,11 +20,11 @@ from fcn_deploy.errors import UnsupportedModelError
 from fcn_export.onnx_values import name_of, standard_opset, take_proto
 from fcn_export.precision.passes.element_types import InferTypes
 from fcn_export.precision.passes.fold_batch_norm import FoldBatchNorm
+from fcn_export.precision.passes.graph_sections import find_sections
 from fcn_export.precision.passes.half_rewrite import HalfRewrite
 from fcn_export.precision.passes.half_slots import HalfSlots, half_slots
 from fcn_export.precision.passes.half_weights import HalfWeights
 from fcn_export.precision.passes.quantized import DEQUANTIZE, QUANTIZE, has_subnormal_scale
-from fcn_export.precision.passes.regions import find_regions
 
 if TYPE_CHECKING:
     import onnx
@@ -109,7 +109,7 @@ class ToHalf(ir.passes.InPlacePass):
                 blocked.update(node.outputs[0].consumers())
         between = [
             node
-            for node in find_regions(graph).between(graph)
+            for node in find_sections(graph).between(graph)
             if _computes_floats(node, slots[node])
         ]
         half = [node for node in between if node not in blocked]
