@@ -144,7 +144,11 @@ def prefix_forms(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], ...
 
 
 def parts_of(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], ...]:
-    """Give what lies under each of the usual prefixes, where other names lie beside it."""
+    """Give what lies under each of the usual prefixes, where other names lie beside it.
+
+    Args:
+        state: weights by name, of any shapes and dtypes; not copied.
+    """
     parts = []
     for prefix in _PREFIXES:
         named = OrderedDict((key, state[key]) for key in state if key.startswith(prefix))

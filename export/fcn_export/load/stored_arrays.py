@@ -51,7 +51,11 @@ class StoredArray:
         self.state = state
 
     def to_numpy(self) -> Array | None:
-        """Give a copy; None where it holds no plain numbers, or not as many as it says."""
+        """Give a copy, of the stored shape and dtype.
+
+        Returns:
+            None where it holds no plain numbers, or not as many as it says.
+        """
         if not isinstance(self.state, tuple) or len(self.state) != _STATE_LENGTH:
             return None
         _, shape, kind, columns_first, data = self.state

@@ -45,7 +45,11 @@ class FollowingPools(TorchFunctionMode):
 
 
 def pool_averages(x: torch.Tensor, bins: tuple[Bins, Bins]) -> torch.Tensor:
-    """Average [..., H, W] over bins, to [..., bins[0], bins[1]], as `adaptive_avg_pool2d`."""
+    """Average float [..., H, W] over bins, as `adaptive_avg_pool2d`.
+
+    Returns:
+        [..., bins[0], bins[1]] of the same dtype.
+    """
     rows, columns = (_bands(x, axis, count) for axis, count in zip((-2, -1), bins, strict=True))
     if rows is not None:
         x = torch.matmul(rows / rows.sum(dim=1, keepdim=True), x)  # [..., bins, W]
@@ -55,7 +59,11 @@ def pool_averages(x: torch.Tensor, bins: tuple[Bins, Bins]) -> torch.Tensor:
 
 
 def pool_maxima(x: torch.Tensor, bins: tuple[Bins, Bins]) -> torch.Tensor:
-    """Take the largest of [..., H, W] in each bin, as `adaptive_max_pool2d`."""
+    """Take the largest of float [..., H, W] in each bin, as `adaptive_max_pool2d`.
+
+    Returns:
+        [..., bins[0], bins[1]] of the same dtype.
+    """
     rows, columns = (_bands(x, axis, count) for axis, count in zip((-2, -1), bins, strict=True))
     least = torch.finfo(x.dtype).min
     if rows is not None:
