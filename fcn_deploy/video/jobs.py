@@ -137,8 +137,6 @@ def _is_video_output(addresses: Sequence[str], output: Path, view: View) -> bool
 
 def _job_in_folder(address: str, kind: AddressKind, folder: Path, view: View) -> SegmentJob:
     source = open_source(address)
-    if isinstance(source, VideoFileSource):
-        check_file(source.path, "a video")
     stem = {
         AddressKind.WEBCAM: f"webcam-{address}",
         AddressKind.NETWORK: "stream",  # an address may hold secrets anywhere
@@ -190,9 +188,17 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _inputs(source: FrameSource) -> tuple[Path, ...]:
+    """Give the files that a source is read from.
+
+    Raises:
+        SourceOpenError: a video is missing, or no plain file.
+    """
     if isinstance(source, ImageSource):
         return source.paths
-    return (source.path,) if isinstance(source, VideoFileSource) else ()
+    if not isinstance(source, VideoFileSource):
+        return ()
+    check_file(source.path, "a video")
+    return (source.path,)
 
 
 def _targets(job: SegmentJob) -> Iterator[tuple[Path, str]]:

@@ -201,6 +201,8 @@ def test_a_shortened_video_is_said_to_end_early(
     ("arguments", "message"),
     [
         (["missing.mp4"], r"missing\.mp4 does not exist; expected a video\. Check the path\."),
+        (["missing.mp4", "-o", "out.mp4"], r"missing\.mp4 does not exist; expected a video\."),
+        (["missing.png"], r"missing\.png does not exist; expected an image\."),
         (["."], r"holds 0 entries, but no image"),
         (["clip.avi", "-o", "out.mp4", "--view", "labels"], "class ids cannot be kept"),
         (["clip.avi", "--alpha", "2"], "'2' is not between 0 and 1"),
