@@ -49,7 +49,7 @@ def loaded_by(code: str) -> tuple[set[str], str]:
     return set(result.stderr.split()), result.stdout
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", [*PACKAGES, "fcn_deploy.testing"])
 def test_importing_a_package_loads_no_heavy_library(package: str) -> None:
     loaded, _ = loaded_by(f"import {package}")
 

@@ -9,12 +9,10 @@ from threading import Event
 import cv2
 import numpy as np
 
-from fcn_deploy.artifact.manifest import ClassInfo
 from fcn_deploy.names import Array
-from fcn_deploy.segmentation import Segmentation
+from fcn_deploy.testing import FakeSegmenter
 from fcn_deploy.video.frames import VideoFrame
 
-CLASSES = (ClassInfo("dark", (0, 0, 0)), ClassInfo("bright", (0, 255, 0)))
 GREY_STEP = 20  # codecs change levels by a few
 
 
@@ -75,35 +73,12 @@ def decode_all(path: Path) -> list[Array]:
     return frames
 
 
-def threshold_segmenter(frame_bgr: Array, /) -> Segmentation:
-    """Label 1 where the frame is bright."""
-    labels = (frame_bgr[..., 0] > 250).astype(np.uint8)
-    return Segmentation(labels, CLASSES, frame_bgr=frame_bgr)
+def is_bright(frame_bgr: Array) -> Array:
+    """The rule of the tests' networks: label 1 where the frame is bright."""
+    return frame_bgr[..., 0] > 250
 
 
-class FailingSegmenter:
-    """Fails at the n-th frame."""
-
-    def __init__(self, error: Exception, *, at: int) -> None:
-        self.error, self.at, self.calls = error, at, 0
-
-    def __call__(self, frame_bgr: Array, /) -> Segmentation:
-        self.calls += 1
-        if self.calls > self.at:
-            raise self.error
-        return threshold_segmenter(frame_bgr)
-
-
-class GatedSegmenter:
-    """Works only while its gate is open, and says when it began."""
-
-    def __init__(self) -> None:
-        self.gate, self.began = Event(), Event()
-
-    def __call__(self, frame_bgr: Array, /) -> Segmentation:
-        self.began.set()
-        assert self.gate.wait(20)
-        return threshold_segmenter(frame_bgr)
+threshold_segmenter = FakeSegmenter(is_bright)
 
 
 class FakeSource:

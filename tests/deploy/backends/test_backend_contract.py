@@ -1,4 +1,4 @@
-"""What every backend promises, run over all that are installed."""
+"""What every backend promises, run over all that are installed and the fake one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, parser
 
-from fcn_deploy.backends import backend_names, get_backend, openvino
+from fcn_deploy.backends import backend_names, get_backend
 from fcn_deploy.backends.base import Backend, ExecutionContext, ModelSource
 from fcn_deploy.errors import (
     ArtifactError,
@@ -29,18 +29,44 @@ from fcn_deploy.errors import (
     ShapeError,
 )
 from fcn_deploy.machine import CpuAbilities
-from fcn_deploy.names import Array, Precision
+from fcn_deploy.names import Array, Precision, TensorSpec
 from fcn_deploy.telemetry import import_openvino
+from fcn_deploy.testing import FakeBackend
 from tests.deploy.graphs import segmentation_graph
 from tests.deploy.layouts import LAYOUTS, of_a_file, of_bytes
 
 GRAPH = segmentation_graph()
 
 
+def fake_network(feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """A network of `GRAPH`'s inputs and outputs: scores at half size, enlarged by repeating."""
+    frames = feeds["image"]
+    scores = frames[:, ::2, ::2].transpose(0, 3, 1, 2).astype(np.float32)  # [N, 3, h, w]
+    labels = scores.argmax(1).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
+    return {"network_scores": scores, "labels": labels[:, : frames.shape[1], : frames.shape[2]]}
+
+
+def fake_backend() -> FakeBackend:
+    return FakeBackend(
+        fake_network,
+        inputs=[TensorSpec("image", "uint8", (None, None, None, 3))],
+        outputs=[TensorSpec("labels", "uint8", (None, None, None))],
+        inner=[TensorSpec("network_scores", "float32", (None, 3, None, None))],
+    )
+
+
 @pytest.fixture(params=backend_names())
-def backend(request: pytest.FixtureRequest) -> Backend:
+def library(request: pytest.FixtureRequest) -> Backend:
+    """A backend that runs any graph."""
     name: str = request.param
     return get_backend(name)
+
+
+@pytest.fixture(params=[*backend_names(), "fake"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """A backend that runs `GRAPH`, or what has its inputs and outputs."""
+    name: str = request.param
+    return fake_backend() if name == "fake" else get_backend(name)
 
 
 def open_graph(
@@ -174,7 +200,7 @@ FIRST_NODES = {
 
 @pytest.mark.parametrize("first", FIRST_NODES)
 def test_no_first_node_writes_into_memory_that_is_read_only(
-    backend: Backend, first: str, tmp_path: Path
+    library: Backend, first: str, tmp_path: Path
 ) -> None:
     model = parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 21]> network '
@@ -183,7 +209,7 @@ def test_no_first_node_writes_into_memory_that_is_read_only(
     model.graph.output[0].type.tensor_type.ClearField("shape")
     values = np.random.default_rng(1).standard_normal((1, 4, 32, 32), np.float32)
     mapped = of_a_file(values, tmp_path)
-    context = open_graph(backend, model.SerializeToString())
+    context = open_graph(library, model.SerializeToString())
 
     found = context.execute({"image": mapped})["out"]
 
@@ -221,8 +247,8 @@ def test_another_dtype_is_refused(backend: Backend, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_an_input_that_is_not_finite_is_refused(backend: Backend, value: float) -> None:
-    context = open_graph(backend, segmentation_graph(input_type=TensorProto.FLOAT))
+def test_an_input_that_is_not_finite_is_refused(library: Backend, value: float) -> None:
+    context = open_graph(library, segmentation_graph(input_type=TensorProto.FLOAT))
     frames = image().astype(np.float32)
     frames[0, 3, 5, 1] = value
 
@@ -245,17 +271,17 @@ def test_another_shape_is_refused(backend: Backend, feeds: dict[str, Array], mes
         open_graph(backend).execute(feeds)
 
 
-def test_a_failing_network_is_our_error(backend: Backend) -> None:
+def test_a_failing_network_is_our_error(library: Backend) -> None:
     graph = segmentation_graph(size=(12, 16))
-    context = open_graph(backend, graph)
+    context = open_graph(library, graph)
 
     with pytest.raises((ShapeError, ExecutionError), match="image"):
         context.execute({"image": image(13, 16)})
 
 
-def test_garbage_is_our_error(backend: Backend) -> None:
+def test_garbage_is_our_error(library: Backend) -> None:
     with pytest.raises(ArtifactError, match=r"model\.onnx|the model"):
-        open_graph(backend, b"\x08\x0a garbage")
+        open_graph(library, b"\x08\x0a garbage")
 
 
 @pytest.mark.cpu_abilities
@@ -271,10 +297,10 @@ def test_a_precision_that_is_not_here_is_refused(
 
 @pytest.mark.cpu_abilities
 @pytest.mark.usefixtures("cpu")
-def test_what_computes_in_fp32_inside_says_so(backend: Backend) -> None:
-    assert backend.arithmetic(Precision.FP32) == "fp32"
-    assert "fp32 arithmetic" in backend.arithmetic(Precision.FP16)
-    assert "fp32" in backend.arithmetic(Precision.INT8)
+def test_what_computes_in_fp32_inside_says_so(library: Backend) -> None:
+    assert library.arithmetic(Precision.FP32) == "fp32"
+    assert "fp32 arithmetic" in library.arithmetic(Precision.FP16)
+    assert "fp32" in library.arithmetic(Precision.INT8)
 
 
 @pytest.mark.cpu_abilities
@@ -360,23 +386,24 @@ def test_threads_share_a_context(backend: Backend) -> None:
     assert wrong == []
 
 
-def test_threads_that_come_first_together_share_one_core() -> None:
-    class SlowLibrary:
-        made = 0
+def test_threads_that_come_first_together_share_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[AskedOpenVino] = []
 
-        @classmethod
-        def Core(cls) -> object:
-            cls.made += 1
+    class SlowLibrary(AskedOpenVino):
+        def Core(self) -> AskedOpenVino:
+            made.append(self)
             time.sleep(0.05)  # so that the others come while the first is made
-            return object()
+            return self
 
-    threads = [threading.Thread(target=openvino._core, args=(SlowLibrary,)) for _ in range(4)]
+    monkeypatch.setitem(sys.modules, "openvino", SlowLibrary("FP32"))
+    threads = [threading.Thread(target=get_backend("openvino").precisions) for _ in range(4)]
+
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
-    assert SlowLibrary.made == 1
+    assert len(made) == 1
 
 
 INTERRUPTED = """
@@ -397,11 +424,11 @@ except KeyboardInterrupt:
 """
 
 
-def test_an_interrupt_after_networks_were_closed_in_turn_is_delivered(backend: Backend) -> None:
+def test_an_interrupt_after_networks_were_closed_in_turn_is_delivered(library: Backend) -> None:
     root = Path(__file__).parents[3]
 
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, backend.name],
+        [sys.executable, "-c", INTERRUPTED, library.name],
         input=GRAPH,
         capture_output=True,
         cwd=root,
@@ -433,10 +460,10 @@ def test_a_forked_child_is_told(backend: Backend) -> None:
     assert "spawn" in message
 
 
-def test_a_float_network_of_anyones_runs(backend: Backend) -> None:
+def test_a_float_network_of_anyones_runs(library: Backend) -> None:
     graph = segmentation_graph(input_type=TensorProto.FLOAT, layout="NCHW", head="scores")
 
-    outputs = open_graph(backend, graph).execute({"image": np.zeros((1, 3, 8, 8), np.float32)})
+    outputs = open_graph(library, graph).execute({"image": np.zeros((1, 3, 8, 8), np.float32)})
 
     assert outputs["out"].shape == (1, 3, 4, 4)
 

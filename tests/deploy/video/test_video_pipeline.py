@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -16,16 +16,15 @@ from fcn_deploy import Segmenter
 from fcn_deploy.backends import backend_names
 from fcn_deploy.errors import ClosedError, ExecutionError, SourceLostError, SourceOpenError
 from fcn_deploy.names import Array
-from fcn_deploy.segmentation import Segmentation
+from fcn_deploy.testing import FakeSegmenter
 from fcn_deploy.video.frame_counts import PipelineStats, combine
 from fcn_deploy.video.frames import FrameSegmenter, VideoFrame
 from fcn_deploy.video.pipeline import VideoPipeline
 from tests.deploy.artifacts import write_artifact
 from tests.deploy.clips import (
-    FailingSegmenter,
     FakeSource,
-    GatedSegmenter,
     frame_number,
+    is_bright,
     threshold_segmenter,
     wait_until,
     write_clip,
@@ -97,37 +96,27 @@ def test_frames_that_are_read_only_or_upside_down_are_segmented(
         np.testing.assert_array_equal(item.labels, segmenter(item.frame.copy()).labels)
 
 
-class UnevenSegmenter:
+def uneven_segmenter(*, fail_at: int | None = None) -> FakeSegmenter:
     """Takes longer for some frames than for others; fails at one, if told to."""
 
-    num_streams = 4
-
-    def __init__(self, *, fail_at: int | None = None) -> None:
-        self.fail_at = fail_at
-        self.running = self.most = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, frame_bgr: Array, /) -> Segmentation:
-        with self._lock:
-            self.running += 1
-            self.most = max(self.most, self.running)
+    def label(frame_bgr: Array) -> Array:
         number = frame_number(frame_bgr)
         time.sleep(0.002 * (number * 7 % 5))
-        with self._lock:
-            self.running -= 1
-        if number == self.fail_at:
+        if number == fail_at:
             raise ExecutionError(f"frame {number} is bad")
-        return threshold_segmenter(frame_bgr)
+        return is_bright(frame_bgr)
+
+    return FakeSegmenter(label, num_streams=4)
 
 
 def test_frames_that_are_segmented_at_once_come_in_order() -> None:
-    segmenter = UnevenSegmenter()
+    segmenter = uneven_segmenter()
 
     with VideoPipeline(segmenter, FakeSource(60), queue_size=2) as frames:
         indices = [item.index for item in frames]
 
     assert indices == list(range(60))
-    assert segmenter.most == 4
+    assert segmenter.most_at_once == 4
     assert is_balanced(frames.stats)
     assert pipeline_threads() == []
 
@@ -136,7 +125,7 @@ def test_failure_comes_after_every_frame_before_it_whoever_is_faster() -> None:
     indices: list[int] = []
 
     with (
-        VideoPipeline(UnevenSegmenter(fail_at=23), FakeSource(60)) as frames,
+        VideoPipeline(uneven_segmenter(fail_at=23), FakeSource(60)) as frames,
         pytest.raises(ExecutionError, match="frame 23 is bad"),
     ):
         indices.extend(item.index for item in frames)
@@ -152,7 +141,7 @@ def test_source_that_breaks_is_told_after_the_frames_that_others_work_on() -> No
     indices: list[int] = []
 
     with (
-        VideoPipeline(UnevenSegmenter(), source) as frames,
+        VideoPipeline(uneven_segmenter(), source) as frames,
         pytest.raises(SourceLostError, match="gone"),
     ):
         indices.extend(item.index for item in frames)
@@ -161,7 +150,7 @@ def test_source_that_breaks_is_told_after_the_frames_that_others_work_on() -> No
 
 
 def test_pipeline_of_many_workers_closes_in_the_midst_of_its_work() -> None:
-    with VideoPipeline(UnevenSegmenter(), FakeSource(60), workers=3) as frames:
+    with VideoPipeline(uneven_segmenter(), FakeSource(60), workers=3) as frames:
         first = next(frames)
 
     assert first.index == 0
@@ -170,13 +159,13 @@ def test_pipeline_of_many_workers_closes_in_the_midst_of_its_work() -> None:
 
 
 def test_only_the_latest_frame_is_worked_on_alone() -> None:
-    segmenter = UnevenSegmenter()
+    segmenter = uneven_segmenter()
 
     with VideoPipeline(segmenter, FakeSource(40), policy="latest") as frames:
         indices = [item.index for item in frames]
 
     assert indices == sorted(indices)
-    assert segmenter.most == 1
+    assert segmenter.most_at_once == 1
 
 
 def test_no_workers_are_refused() -> None:
@@ -185,11 +174,12 @@ def test_no_workers_are_refused() -> None:
 
 
 def test_policy_latest_drops_the_oldest_and_counts_them() -> None:
-    source, segmenter = FakeSource(100), GatedSegmenter()
+    source, gate = FakeSource(100), Event()
+    segmenter = FakeSegmenter(is_bright, gate=gate)
 
     with VideoPipeline(segmenter, source, policy="latest") as frames:
         assert source.exhausted.wait(10)  # the whole source went by while one frame was worked on
-        segmenter.gate.set()
+        gate.set()
         indices = [item.index for item in frames]
 
     stats = frames.stats
@@ -200,13 +190,14 @@ def test_policy_latest_drops_the_oldest_and_counts_them() -> None:
 
 
 def test_policy_every_makes_the_source_wait() -> None:
-    source, segmenter = FakeSource(100), GatedSegmenter()
+    source, gate = FakeSource(100), Event()
+    segmenter = FakeSegmenter(is_bright, gate=gate)
 
     with VideoPipeline(segmenter, source, policy="every", queue_size=2) as frames:
         # one in the network, two in the queue, one in the capture thread's hand
         wait_until(lambda: frames.stats.captured == 4)
         assert not source.exhausted.wait(0.05)
-        segmenter.gate.set()
+        gate.set()
         assert len(list(frames)) == 100
 
     assert is_balanced(frames.stats)
@@ -215,11 +206,12 @@ def test_policy_every_makes_the_source_wait() -> None:
 def test_an_unnamed_policy_follows_from_the_source() -> None:
     live = FakeSource(100)
     live.live = True
-    segmenter = GatedSegmenter()
+    gate = Event()
+    segmenter = FakeSegmenter(is_bright, gate=gate)
 
     with VideoPipeline(segmenter, live) as frames:
         assert live.exhausted.wait(10)
-        segmenter.gate.set()
+        gate.set()
         list(frames)
 
     assert frames.stats.dropped["late"] > 90
@@ -241,7 +233,7 @@ def test_a_source_that_breaks_delivers_its_good_frames_first_and_its_error_once(
 
 def test_a_network_that_fails_delivers_the_good_frames_first() -> None:
     source = FakeSource(50)
-    segmenter = FailingSegmenter(ValueError("no such shape"), at=10)
+    segmenter = FakeSegmenter(is_bright, error=ValueError("no such shape"), fail_at=10)
     seen: list[int] = []
 
     with (

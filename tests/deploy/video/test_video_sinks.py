@@ -14,11 +14,11 @@ import pytest
 from fcn_deploy.errors import ClosedError, SinkError, SinkFormatError
 from fcn_deploy.names import Array
 from fcn_deploy.segmentation import Segmentation
+from fcn_deploy.testing import TWO_CLASSES
 from fcn_deploy.video.frames import SegmentedFrame
 from fcn_deploy.video.sinks import VIEWS, ImageSink, VideoSink, render
 from fcn_deploy.video.writers import VIDEO_SUFFIXES, WRITERS, WriterName
 from tests.deploy.clips import (
-    CLASSES,
     decode_all,
     frame_number,
     numbered_frame,
@@ -202,6 +202,7 @@ KILLED = """
 import sys, time
 sys.path.insert(0, {root!r})
 from fcn_deploy.video.sinks import VideoSink
+from fcn_deploy.testing import TWO_CLASSES
 from tests.deploy.clips import numbered_frame
 sink = VideoSink({path!r}, fps=25, writer={writer!r})
 for index in range(3000):
@@ -243,7 +244,7 @@ def test_labels_are_written_as_class_ids_under_the_images_stem(tmp_path: Path) -
 def test_more_than_256_classes_are_written_with_16_bits(tmp_path: Path) -> None:
     labels = np.full((4, 6), 300, np.uint16)
     frame = np.zeros((4, 6, 3), np.uint8)
-    item = SegmentedFrame(frame, 12, None, None, Segmentation(labels, CLASSES, frame_bgr=frame))
+    item = SegmentedFrame(frame, 12, None, None, Segmentation(labels, TWO_CLASSES, frame_bgr=frame))
 
     path = ImageSink(tmp_path, "labels").write(item)
 
