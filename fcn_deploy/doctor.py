@@ -157,12 +157,18 @@ class Diagnosis:
         return {"schema_version": SCHEMA_VERSION, "healthy": self.healthy, **asdict(self)}
 
 
-def diagnose(model: str | os.PathLike[str] | None = None, *, trust_code: bool = False) -> Diagnosis:
+def diagnose(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    trust_code: bool = False,
+    decoders: tuple[Decoder, ...] | None = None,
+) -> Diagnosis:
     """Look at this machine and, where one is given, at a model.
 
     Args:
         model: an artifact or an ``.onnx`` file; it is opened as `Segmenter.open` opens it.
         trust_code: take a plan that is in no artifact: it holds code that is run.
+        decoders: of video; None: those of the libraries here.
 
     Raises:
         ArtifactError: the model is missing, damaged or malformed. That nothing here can run it is
@@ -170,7 +176,8 @@ def diagnose(model: str | os.PathLike[str] | None = None, *, trust_code: bool = 
     """
     backends = tuple(_diagnose_backend(name) for name in (*backend_names(), *plan_backend_names()))
     libraries = check_libraries()
-    decoders = _decoders()
+    if decoders is None:
+        decoders = _decoders()
     return Diagnosis(
         version=__version__,
         machine=describe_machine(),

@@ -20,12 +20,13 @@ from fcn_models.foreign_errors import first_line
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["MAX_SINGLE_FILE_BYTES", "OnnxFile", "write_onnx"]
+__all__ = ["MAX_SINGLE_FILE_BYTES", "MIN_EXTERNAL_BYTES", "OnnxFile", "write_onnx"]
 
 MAX_SINGLE_FILE_BYTES = 1_800_000_000
 """Above this, weights go to a file of their own: protobuf cannot hold 2 GiB."""
 
-_MIN_EXTERNAL_BYTES = 1024
+MIN_EXTERNAL_BYTES = 1024
+"""Smaller tensors stay in the model, where its weights go to a file of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def write_onnx(
     if model.ByteSize() > limit:
         weights = path.with_name(f"{path.name}.data")
         convert_model_to_external_data(
-            model, location=weights.name, size_threshold=_MIN_EXTERNAL_BYTES
+            model, location=weights.name, size_threshold=MIN_EXTERNAL_BYTES
         )
         write_external_data_tensors(model, str(path.parent))
     data = model.SerializeToString()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from fcn_export.staged import GraphVariant, Staged
     from fcn_export.steps import Steps
 
-__all__ = ["PlanFile", "PlanSetup", "build_plans", "set_up_plans"]
+__all__ = ["PlanFile", "PlanSetup", "build_plans", "find_library", "set_up_plans"]
 
 _INSTALL = (
     "No engine was built, and CPU backends need none: pip install 'fcn-deploy[rtx]' builds plans "
@@ -148,7 +148,7 @@ def set_up_plans(request: ExportRequest) -> PlanSetup:
     named = next((name for name in names if name == request.engine), None)
     if named is not None and not capabilities_of(named).builds_without_gpu:
         gpu_compute_capability()  # raises now, and not after minutes
-    chosen = named or _find_library()
+    chosen = named or find_library()
     if chosen is None:
         return PlanSetup(None, _INSTALL)
     sizes = None if request.profiles is None else sizes_in(request.profiles)
@@ -160,6 +160,13 @@ def set_up_plans(request: ExportRequest) -> PlanSetup:
         return PlanSetup(None, f"No engine was built: {error}")
     _config(request, library, Precision.FP32).check_against(library)
     return PlanSetup(library, None, named is not None, sizes)
+
+
+def find_library() -> LibraryName | None:
+    """Choose TensorRT where there is a GPU to build on; else what needs none; None: neither."""
+    if installed("tensorrt") and nvidia_gpus():
+        return "tensorrt"
+    return "tensorrt-rtx" if installed("tensorrt-rtx") else None
 
 
 def build_plans(
@@ -203,13 +210,6 @@ def build_plans(
                 steps.tell(_describe(plan))
             plans.append(plan)
     return tuple(plans)
-
-
-def _find_library() -> LibraryName | None:
-    """TensorRT where there is a GPU to build on; else what needs none."""
-    if installed("tensorrt") and nvidia_gpus():
-        return "tensorrt"
-    return "tensorrt-rtx" if installed("tensorrt-rtx") else None
 
 
 def _config(request: ExportRequest, library: TensorRT, precision: Precision) -> BuildConfig:

@@ -41,6 +41,8 @@ class Enlarge(nn.Module):
     """Makes scores [N, C, h, w] `factor` times finer.
 
     Attributes:
+        cut: finer cells before the output's first one that are made and left out, at the top and
+            at the left.
         skipped: finer cells before the output's first one that it does not have: whoever adds
             finer scores leaves out as many of them at the top and at the left.
     """
@@ -69,10 +71,10 @@ class Enlarge(nn.Module):
             size = 2 * factor if first % 1 else 2 * factor - 1
             cut = round((size - 1) / 2 - first)
             self._start(size)
-        self._cut = max(cut, 0)
+        self.cut = max(cut, 0)
         self.skipped = max(-cut, 0)
         # padding cuts the far side, too, where all cells are wanted
-        self._regrown = 0 if first == halfway else min(self._cut, factor - 1)
+        self._regrown = 0 if first == halfway else min(self.cut, factor - 1)
 
     def _start(self, size: int) -> None:
         kernel = bilinear_kernel(size)
@@ -89,12 +91,12 @@ class Enlarge(nn.Module):
             finer = functional.interpolate(
                 scores, scale_factor=float(self.factor), mode="bilinear", align_corners=False
             )
-            return finer[:, :, self._cut :, self._cut :] if self._cut else finer
+            return finer[:, :, self.cut :, self.cut :] if self.cut else finer
         return functional.conv_transpose2d(
             scores,
             self.weight,
             stride=self.factor,
-            padding=self._cut,
+            padding=self.cut,
             output_padding=self._regrown,
             groups=self._channels if self.kind == "fixed" else 1,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.machinery import ModuleSpec
+
 import pytest
 
 from fcn_deploy import libraries
@@ -12,7 +14,9 @@ def check(
     monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], *, importable: tuple[str, ...] = ()
 ) -> dict[str, LibraryStatus]:
     monkeypatch.setattr(libraries, "distribution_version", versions.get)
-    monkeypatch.setattr(libraries, "_importable", importable.__contains__)
+    packages = {name.partition(".")[0] for name in importable}
+    found = {name: ModuleSpec(name, None) for name in (*packages, *importable)}
+    monkeypatch.setattr(libraries, "find_spec", found.get)
     return {status.library.distribution: status for status in libraries.check_libraries()}
 
 

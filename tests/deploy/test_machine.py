@@ -191,7 +191,7 @@ def test_no_limit_is_none(tmp_path: Path, files: dict[str, str]) -> None:
 def test_usable_cores_are_limited_by_affinity_and_quota(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, expected: int
 ) -> None:
-    monkeypatch.setattr(machine, "_affinity_cores", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 7}, raising=False)
     monkeypatch.setattr(machine, "process_quota", lambda: quota)
 
     assert machine.usable_cores() == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from fcn_deploy.errors import (
     NonFiniteOutputError,
     ShapeError,
 )
+from fcn_deploy.names import Array
+from fcn_deploy.opening.load import open_model
+from fcn_deploy.opening.options import OpenOptions
+from fcn_deploy.testing import FakeBackend
 from tests.deploy.artifacts import frame, write_artifact, write_graph
 from tests.deploy.graphs import segmentation_graph
 from tests.deploy.layouts import LAYOUTS, of_a_file, of_bytes
@@ -82,21 +87,15 @@ def test_scores_are_those_before_upsampling(tmp_path: Path, backend: str) -> Non
 
 def test_a_network_of_multiples_runs_on_any_frame(tmp_path: Path) -> None:
     shapes = ShapeRange((1, 64, 64), (1, 64, 64), (1, 64, 64), multiple_of=16)
-    padded = Segmenter.open(write_artifact(tmp_path, shapes=shapes))
+    model = open_model(write_artifact(tmp_path, shapes=shapes), OpenOptions())
     seen: list[tuple[int, ...]] = []
-    execute = padded._model.context.execute
 
-    class Spy:
-        inputs, outputs = padded._model.context.inputs, padded._model.context.outputs
+    def noted(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        seen.append(feeds["image"].shape)
+        return model.context.execute(feeds)
 
-        def execute(self, feeds: Any, /, *, outputs: Any = None) -> Any:
-            seen.append(feeds["image"].shape)
-            return execute(feeds)
-
-        def close(self) -> None:
-            padded._model.context.close()
-
-    padded._model = replace(padded._model, context=Spy())
+    network = FakeBackend(noted, inputs=model.context.inputs, outputs=model.context.outputs)
+    padded = Segmenter(replace(model, context=network.open(model.file.source())))
 
     labels = padded(frame(17, 33)).labels
 

@@ -308,7 +308,7 @@ def test_a_size_that_no_exporter_can_free_is_named_with_its_node(tmp_path: Path)
 def test_a_model_that_every_exporter_binds_to_a_size_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph, "_EXPORTERS", {"dynamo": graph._EXPORTERS["dynamo"]})
+    monkeypatch.setattr(graph, "EXPORTERS", {"dynamo": graph.EXPORTERS["dynamo"]})
 
     with pytest.raises(
         UnsupportedModelError, match=r"bound to the size .* \(H=107, W=151\): .* \(Resize"

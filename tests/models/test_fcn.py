@@ -130,7 +130,7 @@ def test_the_papers_geometry_has_its_offsets() -> None:
     alexnet = network("alexnet", "32s", geometry="paper")
 
     def first_cut(model: FCN) -> int:
-        return model.up._cut
+        return model.up.cut
 
     assert [first_cut(vgg[v]) for v in VARIANTS] == [19, 27, 31]
     assert first_cut(alexnet) == 18

@@ -32,7 +32,6 @@ _MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as torchvision's own weights expect
 _STD = (0.229, 0.224, 0.225)
 _SCENE_PX = 352  # crops come from larger scenes, so that leaves are cut at their borders
 _HELD_OUT_SEED = 1_000_000
-_SETTLING_STEPS = 16  # batches that the final normalisation statistics are averaged over
 
 Say = Callable[[str], None]
 
@@ -94,11 +93,14 @@ def untrained(arch: str, *, classes: int = NUM_CLASSES) -> nn.Module:
     return module.eval()
 
 
-def trained(arch: str, *, say: Say, folder: Path | None = None) -> nn.Module:
+def trained(
+    arch: str, *, say: Say, folder: Path | None = None, settling_steps: int = 16
+) -> nn.Module:
     """Give a trained network in evaluation mode, from the cache or by training it now.
 
     Args:
         folder: of the cache; None means `cache_folder()`.
+        settling_steps: batches that the final normalisation statistics are averaged over.
     """
     import torch
 
@@ -109,7 +111,7 @@ def trained(arch: str, *, say: Say, folder: Path | None = None) -> nn.Module:
         module.load_state_dict(torch.load(place, weights_only=True))
         return module
     say(f"training {arch} for {recipe.steps} steps, once: kept as {place}")
-    _fit(module, recipe, say)
+    _fit(module, recipe, say, settling_steps)
     place.parent.mkdir(parents=True, exist_ok=True)
     with partial_of(place) as partial:
         torch.save(module.state_dict(), partial)
@@ -129,7 +131,7 @@ def measure(module: nn.Module, *, scenes: int = 8, size: tuple[int, int] = (360,
     return Accuracy(right / labels.size, float(np.mean(labels == 0)))
 
 
-def _fit(module: nn.Module, recipe: Recipe, say: Say) -> None:
+def _fit(module: nn.Module, recipe: Recipe, say: Say, settling_steps: int) -> None:
     import torch
     from torch.nn import functional as F
 
@@ -156,11 +158,13 @@ def _fit(module: nn.Module, recipe: Recipe, say: Say) -> None:
                     f"{recipe.arch}: step {step + 1} of {recipe.steps}, loss {loss.item():.3f}, "
                     f"{time.monotonic() - start:.0f} s"
                 )
-        _settle_statistics(module, recipe, rng)
+        _settle_statistics(module, recipe, rng, settling_steps)
     module.eval()
 
 
-def _settle_statistics(module: nn.Module, recipe: Recipe, rng: np.random.Generator) -> None:
+def _settle_statistics(
+    module: nn.Module, recipe: Recipe, rng: np.random.Generator, steps: int
+) -> None:
     """Average the normalisation statistics of the final weights: the running ones lag behind."""
     import torch
     from torch import nn
@@ -171,7 +175,7 @@ def _settle_statistics(module: nn.Module, recipe: Recipe, rng: np.random.Generat
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean
     with torch.no_grad():
-        for step in range(_SETTLING_STEPS):
+        for step in range(steps):
             module(_as_input(_crops(rng, recipe, recipe.steps + step)[0]))
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum

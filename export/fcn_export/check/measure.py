@@ -29,11 +29,11 @@ from fcn_export.graph_spec import INPUT_NAME, SCORES, GraphSpec
 from fcn_export.onnx_file import OnnxFile
 from fcn_models.labelled_images import EvalItem
 
-__all__ = ["Measured", "Runner", "measure", "runners"]
+__all__ = ["MAX_HELD_BYTES", "Measured", "Runner", "measure", "runners"]
 
 log = logging.getLogger(__name__)
 
-_MAX_HELD_BYTES = 256_000_000
+MAX_HELD_BYTES = 256_000_000
 """Scores of the model that are kept until every candidate has been held against them."""
 
 
@@ -237,7 +237,7 @@ def _answers(
                 truth=item.labels,
             )
         )
-        if sum(answer.scores.nbytes for answer in held) > _MAX_HELD_BYTES:
+        if sum(answer.scores.nbytes for answer in held) > MAX_HELD_BYTES:
             yield held
             held = []
     if held:

@@ -24,7 +24,7 @@ from fcn_export.trace.frame_network import FrameNetwork
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["TracedGraph", "example_size", "trace"]
+__all__ = ["EXPORTERS", "TracedGraph", "example_size", "trace"]
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +100,12 @@ def trace(
     failures: list[BaseException] = []
     bound: TracedGraph | None = None
     if exporters is None:
-        exporters = ("torchscript",) if _is_scripted(module) else tuple(_EXPORTERS)
+        exporters = ("torchscript",) if _is_scripted(module) else tuple(EXPORTERS)
     for name in exporters:
         on_attempt(f"{name}, at {height}x{width} px")
         try:
             with quiet_exporters(), torch.no_grad(), FollowingPools():
-                model = _EXPORTERS[name](module, image, spec)
+                model = EXPORTERS[name](module, image, spec)
         except _FAILURES as error:
             log.debug("exporter %s failed", name, exc_info=True)
             failures.append(error)
@@ -191,11 +191,12 @@ def _export_torchscript(module: FrameNetwork, image: torch.Tensor, spec: GraphSp
         return ir.from_proto(onnx.load_model(path))
 
 
-_EXPORTERS: dict[str, Callable[[FrameNetwork, torch.Tensor, GraphSpec], ir.Model]] = {
+EXPORTERS: dict[str, Callable[[FrameNetwork, torch.Tensor, GraphSpec], ir.Model]] = {
     "dynamo": _export_dynamo,
     "dynamo-strict": _export_dynamo_strict,
     "torchscript": _export_torchscript,
 }
+"""torch's exporters by name, in the order in which they are tried."""
 
 
 def _dims_meant_fixed(spec: GraphSpec) -> tuple[str, ...]:

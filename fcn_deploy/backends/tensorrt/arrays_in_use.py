@@ -35,10 +35,6 @@ class ArraysInUse:
         self._kept: deque[tuple[Any, object]] = deque()  # an event, what must live until then
         self._given_out: set[DeviceArray] = set()
 
-    def __len__(self) -> int:
-        """Runs whose arrays are kept."""
-        return len(self._kept)
-
     def outputs(
         self, specs: Sequence[TensorSpec], shapes: Shapes, out: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, int]]:

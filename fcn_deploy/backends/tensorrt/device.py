@@ -21,6 +21,7 @@ __all__ = [
     "DeviceInfo",
     "check_ordinal",
     "device_problem",
+    "driver_loads",
     "open_device",
     "out_of_memory",
     "require_device",
@@ -185,12 +186,23 @@ def device_problem(name: str | None = None) -> str | None:
 
     Only looks whether things are there: opens no device.
     """
-    if not _driver_loads():
+    if not driver_loads():
         return "the NVIDIA driver (libcuda.so.1) is not installed"
     names = tuple(_FACTORIES) if name is None else (name,)
     if not any(_installed(_FACTORIES[each][2]) for each in names):
         return f"no CUDA driver library for Python ({' or '.join(names)}) is installed"
     return None
+
+
+def driver_loads() -> bool:
+    """Say whether NVIDIA's driver can be loaded here. Loads it, and opens no device."""
+    import ctypes
+
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def require_device(name: str | None = None, *, what: str) -> None:
@@ -206,7 +218,7 @@ def require_device(name: str | None = None, *, what: str) -> None:
     if problem is None:
         return
     hint = "A plan runs where an NVIDIA GPU and its driver are; a CPU runs the artifact's graphs."
-    if _driver_loads():
+    if driver_loads():
         hint = "pip install cuda-bindings, or pycuda, which needs CUDA's headers."
     raise BackendUnavailableError(f"{what} cannot run here: {problem}.", hint=hint)
 
@@ -264,13 +276,3 @@ def _installed(module: str) -> bool:
     """Look for a module without importing it; importing a parent package may be needed."""
     top = module.partition(".")[0]
     return find_spec(top) is not None and find_spec(module) is not None
-
-
-def _driver_loads() -> bool:
-    import ctypes
-
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True

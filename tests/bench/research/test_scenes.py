@@ -55,13 +55,12 @@ def test_trained_network_is_taken_from_the_cache(
         "lraspp_mobilenet_v3_large", steps=1, batch=2, crop_px=64, learning_rate=1e-3
     )
     monkeypatch.setitem(train.RECIPES, recipe.arch, recipe)
-    monkeypatch.setattr(train, "_SETTLING_STEPS", 1)
     monkeypatch.setattr(train, "usable_cores", lambda: 1)  # threads wait for each other long
     said: list[str] = []
 
-    first = train.trained(recipe.arch, say=said.append, folder=tmp_path)
+    first = train.trained(recipe.arch, say=said.append, folder=tmp_path, settling_steps=1)
     told = len(said)
-    second = train.trained(recipe.arch, say=said.append, folder=tmp_path)
+    second = train.trained(recipe.arch, say=said.append, folder=tmp_path, settling_steps=1)
 
     assert told > 0
     assert len(said) == told

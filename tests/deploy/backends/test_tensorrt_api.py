@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -261,8 +262,11 @@ def test_enum_members_of_the_real_library_have_a_name_and_a_number() -> None:
     assert int(flag) == SNAPSHOTS["rtx-1.7.1"]["BuilderFlag"]["TF32"]
 
 
+_NUMBERS = itertools.count()
+
+
 def fake_module(**names: object) -> Any:
-    return SimpleNamespace(__name__=f"fake {len(api._LOGGERS)}", **names)
+    return SimpleNamespace(__name__=f"fake {next(_NUMBERS)}", **names)
 
 
 def adapter(library: LibraryName, module: Any) -> api.TensorRT:

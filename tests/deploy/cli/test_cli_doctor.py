@@ -421,11 +421,9 @@ def test_the_users_own_setting_of_telemetry_is_shown(
     ("libavcodec", "warned"),
     [("62.28.101", True), ("62.28.102", False), ("63.1.100", False), (None, False)],
 )
-def test_ffmpeg_with_a_known_hole_is_warned_of(
-    monkeypatch: pytest.MonkeyPatch, libavcodec: str | None, warned: bool
-) -> None:
-    monkeypatch.setattr(doctor, "_decoders", lambda: (doctor.Decoder("cv2", libavcodec, None),))
+def test_ffmpeg_with_a_known_hole_is_warned_of(libavcodec: str | None, warned: bool) -> None:
+    decoders = (doctor.Decoder("cv2", libavcodec, None),)
 
-    advice = doctor.diagnose().advice
+    advice = doctor.diagnose(decoders=decoders).advice
 
     assert any("read no video from strangers with cv2" in text for text in advice) is warned

@@ -273,12 +273,20 @@ def test_help_loads_neither_opencv_nor_numpy() -> None:
     assert "LOADED []" in output
 
 
-def test_the_choices_are_the_librarys() -> None:
-    assert segment._VIEWS == VIEWS
-    assert segment._POLICIES == POLICIES
-    assert get_args(WriterName) == segment._WRITERS
-    assert ("auto", *Precision) == segment._PRECISIONS
-    assert ("auto", *backend_names(), *plan_backend_names()) == segment._BACKENDS
+def test_the_choices_are_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    choices = {
+        "--view": VIEWS,
+        "--policy": POLICIES,
+        "--writer": get_args(WriterName),
+        "--precision": ("auto", *Precision),
+        "--backend": ("auto", *backend_names(), *plan_backend_names()),
+    }
+
+    text = segment.build_parser().format_help()
+
+    for option, names in choices.items():
+        assert f"{option} {{{','.join(names)}}}" in text
 
 
 @pytest.fixture

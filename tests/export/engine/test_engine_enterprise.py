@@ -91,7 +91,7 @@ class Library:
             create_network=lambda flags: self.told.setdefault("network", flags),
             create_builder_config=lambda: config,
             create_optimization_profile=lambda: SimpleNamespace(set_shape=lambda *shapes: None),
-            build_serialized_network=self._build,
+            build_serialized_network=self.build_plan,
         )
 
     def Runtime(self, logger: Any) -> Any:
@@ -105,7 +105,7 @@ class Library:
         self.cache = cache
         return not self.foreign_cache
 
-    def _build(self, network: Any, config: Any) -> bytes:
+    def build_plan(self, network: Any, config: Any) -> bytes:
         if self.cache is not None:
             self.cache.kernels.add("conv")
         return b"plan"
@@ -198,13 +198,13 @@ def test_timings_are_kept_for_the_next_build(tmp_path: Path) -> None:
 def test_timings_that_another_build_wrote_meanwhile_are_merged(tmp_path: Path) -> None:
     cache = tmp_path / "timing.cache"
     library = Library()
-    usual = library._build
+    usual = library.build_plan
 
     def build_while_another_writes(network: Any, config: Any) -> bytes:
         cache.write_bytes(b"pool")
         return usual(network, config)
 
-    library._build = build_while_another_writes  # type: ignore[method-assign] # the other build
+    library.build_plan = build_while_another_writes  # type: ignore[method-assign] # the other build
 
     build(tmp_path, library, timing_cache=cache)
 

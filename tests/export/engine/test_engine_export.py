@@ -171,9 +171,9 @@ def test_auto_takes_tensorrt_only_where_there_is_a_gpu(monkeypatch: pytest.Monke
     monkeypatch.setattr(plans, "installed", lambda library: True)
 
     monkeypatch.setattr(plans, "nvidia_gpus", lambda: ("RTX 4090",))
-    with_gpu = plans._find_library()
+    with_gpu = plans.find_library()
     monkeypatch.setattr(plans, "nvidia_gpus", tuple)
-    without = plans._find_library()
+    without = plans.find_library()
 
     assert (with_gpu, without) == ("tensorrt", "tensorrt-rtx")
 

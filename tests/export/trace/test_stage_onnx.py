@@ -178,7 +178,7 @@ def test_large_weights_are_a_listed_file_of_the_artifact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fcn_export.onnx_file.MAX_SINGLE_FILE_BYTES", 500)
-    monkeypatch.setattr("fcn_export.onnx_file._MIN_EXTERNAL_BYTES", 100)
+    monkeypatch.setattr("fcn_export.onnx_file.MIN_EXTERNAL_BYTES", 100)
     path = network(tmp_path / "net.onnx")
 
     report = export_model(path, tmp_path / "net.fcn", request=request())
@@ -198,7 +198,7 @@ def test_large_weights_are_a_listed_file_of_the_artifact(
 def test_many_images_are_measured_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = network(tmp_path / "net.onnx")
     whole = export_model(path, tmp_path / "whole.fcn", request=request())
-    monkeypatch.setattr("fcn_export.check.measure._MAX_HELD_BYTES", 1)
+    monkeypatch.setattr("fcn_export.check.measure.MAX_HELD_BYTES", 1)
 
     parts = export_model(path, tmp_path / "parts.fcn", request=request())
 

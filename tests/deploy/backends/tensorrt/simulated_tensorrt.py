@@ -161,7 +161,8 @@ class Runtime:
                 f"got {self.module.__version__} on {here}",
             )
             return None
-        return ICudaEngine(header, serialized_engine[12 + size :], self._logger, self.driver)
+        plan = Plan(header, serialized_engine[12 + size :], self._logger, self.driver)
+        return ICudaEngine(plan)
 
 
 class RtxRuntime(Runtime):
@@ -180,7 +181,9 @@ class RtxIRuntimeConfig(IRuntimeConfig):
         self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
 
 
-class ICudaEngine:
+class Plan:
+    """What a plan holds, on a driver: what an engine and its contexts share."""
+
     def __init__(
         self, header: dict[str, Any], onnx: bytes, logger: ILogger, driver: Driver
     ) -> None:
@@ -189,71 +192,78 @@ class ICudaEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
-        self._session = onnxruntime.InferenceSession(
+        self.session = onnxruntime.InferenceSession(
             onnx, options, providers=["CPUExecutionProvider"]
         )
-        self._header = header
-        self._logger = logger
-        self._driver = driver
-        self._inputs = {node.name: node for node in self._session.get_inputs()}
-        self._outputs = {node.name: node for node in self._session.get_outputs()}
+        self.header = header
+        self.logger = logger
+        self.driver = driver
+        self.inputs = {node.name: node for node in self.session.get_inputs()}
+        self.outputs = {node.name: node for node in self.session.get_outputs()}
         self._output_shapes: dict[Any, dict[str, Dims]] = {}
-        self.num_io_tensors = len(self._inputs) + len(self._outputs)
-        self.num_optimization_profiles = len(header["profiles"])
-        self.device_memory_size_v2 = header["memory"]
+
+    def node(self, name: str) -> Any:
+        return self.inputs.get(name) or self.outputs[name]
+
+    def dtype(self, name: str) -> Any:
+        return np.dtype(_ONNX_TYPES[self.node(name).type][1])
+
+    def profile(self, index: int, name: str) -> list[Dims]:
+        return [Dims(shape) for shape in self.header["profiles"][index][name]]
+
+    def output_shapes(self, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, Dims]:
+        """Tell the outputs' shapes by running the network on zeros."""
+        key = tuple(sorted(inputs.items()))
+        if key not in self._output_shapes:
+            zeros = {name: np.zeros(shape, self.dtype(name)) for name, shape in inputs.items()}
+            values = self.session.run(list(self.outputs), zeros)
+            self._output_shapes[key] = {
+                name: Dims(value.shape) for name, value in zip(self.outputs, values, strict=True)
+            }
+        return self._output_shapes[key]
+
+
+class ICudaEngine:
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.num_io_tensors = len(plan.inputs) + len(plan.outputs)
+        self.num_optimization_profiles = len(plan.header["profiles"])
+        self.device_memory_size_v2 = plan.header["memory"]
 
     def get_tensor_name(self, index: int) -> str:
-        return str([*self._inputs, *self._outputs][index])
+        return str([*self._plan.inputs, *self._plan.outputs][index])
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
-        return TensorIOMode.INPUT if name in self._inputs else TensorIOMode.OUTPUT
+        return TensorIOMode.INPUT if name in self._plan.inputs else TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        return _ONNX_TYPES[self._node(name).type][0]
+        return _ONNX_TYPES[self._plan.node(name).type][0]
 
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.DEVICE
 
     def get_tensor_shape(self, name: str) -> Dims:
-        return Dims(d if isinstance(d, int) else -1 for d in self._node(name).shape)
+        return Dims(d if isinstance(d, int) else -1 for d in self._plan.node(name).shape)
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Dims]:
-        return [Dims(shape) for shape in self._header["profiles"][profile_index][name]]
+        return self._plan.profile(profile_index, name)
 
     def create_runtime_config(self) -> IRuntimeConfig:
-        rtx = self._header["library"] == "tensorrt-rtx"
+        rtx = self._plan.header["library"] == "tensorrt-rtx"
         return RtxIRuntimeConfig() if rtx else IRuntimeConfig()
 
     def create_execution_context(
         self, runtime_config: IRuntimeConfig | None = None
     ) -> IExecutionContext | None:
-        if self.device_memory_size_v2 > self._driver.free_bytes:
-            self._logger.log(Severity.ERROR, "OutOfMemory (no kernel image)")
+        if self.device_memory_size_v2 > self._plan.driver.free_bytes:
+            self._plan.logger.log(Severity.ERROR, "OutOfMemory (no kernel image)")
             return None
-        return IExecutionContext(self, runtime_config)
-
-    def _node(self, name: str) -> Any:
-        return self._inputs.get(name) or self._outputs[name]
-
-    def _dtype(self, name: str) -> Any:
-        return np.dtype(_ONNX_TYPES[self._node(name).type][1])
-
-    def _shapes(self, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, Dims]:
-        """Tell the outputs' shapes by running the network on zeros."""
-        key = tuple(sorted(inputs.items()))
-        if key not in self._output_shapes:
-            zeros = {name: np.zeros(shape, self._dtype(name)) for name, shape in inputs.items()}
-            values = self._session.run(list(self._outputs), zeros)
-            self._output_shapes[key] = {
-                name: Dims(value.shape) for name, value in zip(self._outputs, values, strict=True)
-            }
-        return self._output_shapes[key]
+        return IExecutionContext(self._plan)
 
 
 class IExecutionContext:
-    def __init__(self, engine: ICudaEngine, config: IRuntimeConfig | None) -> None:
-        self._engine = engine
-        self._config = config
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
         self._profile = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -265,15 +275,15 @@ class IExecutionContext:
         return self._profile
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        if not 0 <= profile_index < self._engine.num_optimization_profiles:
+        if not 0 <= profile_index < len(self._plan.header["profiles"]):
             return self._refuse(f"profile index {profile_index} is out of range")
-        self._engine._driver.enqueue(stream_handle, "change of profile", lambda: None)
+        self._plan.driver.enqueue(stream_handle, "change of profile", lambda: None)
         self._profile, self._shapes, self._put_off = profile_index, {}, True
         self._addresses = {}  # the documentation does not promise that they are kept
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        low, _, high = self._engine.get_tensor_profile_shape(name, self._profile)
+        low, _, high = self._plan.profile(self._profile, name)
         if len(shape) != len(low) or any(
             not a <= b <= c for a, b, c in zip(low, shape, high, strict=True)
         ):
@@ -283,12 +293,12 @@ class IExecutionContext:
         return True
 
     def infer_shapes(self) -> list[str]:
-        return [name for name in self._engine._inputs if name not in self._shapes]
+        return [name for name in self._plan.inputs if name not in self._shapes]
 
     def get_tensor_shape(self, name: str) -> Dims:
         if name in self._shapes:
             return Dims(self._shapes[name])
-        return self._engine._shapes(self._shapes)[name]
+        return self._plan.output_shapes(self._shapes)[name]
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         if memory % 256:
@@ -297,33 +307,33 @@ class IExecutionContext:
         return True
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        engine = self._engine
-        names = [*engine._inputs, *engine._outputs]
+        plan = self._plan
+        names = [*plan.inputs, *plan.outputs]
         if self.infer_shapes() or any(name not in self._addresses for name in names):
             return self._refuse("a shape or an address is not set")
-        capturing = engine._driver.is_capturing(stream_handle)
+        capturing = plan.driver.is_capturing(stream_handle)
         if capturing and self._put_off:
             return self._refuse("a captured run of a shape that was not run before")
         self._put_off = False
-        shapes = {**self._shapes, **engine._shapes(self._shapes)}
+        shapes = {**self._shapes, **plan.output_shapes(self._shapes)}
         places = {
-            name: (self._addresses[name], int(np.prod(shapes[name])) * engine._dtype(name).itemsize)
+            name: (self._addresses[name], int(np.prod(shapes[name])) * plan.dtype(name).itemsize)
             for name in names
         }
-        driver, inputs = engine._driver, dict(self._shapes)
+        driver, inputs = plan.driver, dict(self._shapes)
 
         def run() -> None:
             feeds = {
-                name: driver.view(*places[name]).view(engine._dtype(name)).reshape(shape).copy()
+                name: driver.view(*places[name]).view(plan.dtype(name)).reshape(shape).copy()
                 for name, shape in inputs.items()
             }
-            values = engine._session.run(list(engine._outputs), feeds)
-            for name, value in zip(engine._outputs, values, strict=True):
+            values = plan.session.run(list(plan.outputs), feeds)
+            for name, value in zip(plan.outputs, values, strict=True):
                 driver.view(*places[name])[:] = (
                     np.ascontiguousarray(value).reshape(-1).view(np.uint8)
                 )
 
-        accesses = [device_range(*places[name], writes=name in engine._outputs) for name in names]
+        accesses = [device_range(*places[name], writes=name in plan.outputs) for name in names]
         driver.enqueue(stream_handle, "execution", run, *accesses)
         if self.profiler is not None:
             for index, layer in enumerate(("backbone", "head")):
@@ -331,7 +341,7 @@ class IExecutionContext:
         return True
 
     def _refuse(self, reason: str) -> bool:
-        self._engine._logger.log(Severity.ERROR, reason)
+        self._plan.logger.log(Severity.ERROR, reason)
         return False
 
 

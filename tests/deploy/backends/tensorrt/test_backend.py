@@ -339,7 +339,7 @@ def test_without_a_driver_a_plan_by_itself_says_what_each_backend_lacks(
     path = tmp_path / "mine.fp16.plan"
     path.write_bytes(make_plan(GRAPH, [SMALL]))
     monkeypatch.undo()
-    monkeypatch.setattr(device, "_driver_loads", lambda: False)
+    monkeypatch.setattr(device, "driver_loads", lambda: False)
 
     with pytest.raises(
         BackendUnavailableError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from fcn_deploy.errors import (
 from fcn_deploy.graph.scan import with_outputs
 from fcn_deploy.names import Array
 from tests.deploy.backends.tensorrt.simulated_driver import SimDriver, device_range
+from tests.deploy.backends.tensorrt.simulated_tensorrt import IExecutionContext
 from tests.deploy.backends.tensorrt.worlds import GRAPH, World, expected, frames, make_world
 
 
@@ -169,11 +171,15 @@ def test_the_caller_may_drop_its_arrays_at_once(world: World) -> None:
 def test_inputs_are_let_go_of_when_their_run_is_over() -> None:
     world = make_world()
     session = open_session(world.engine)
+    given = []
     for frame in frames(4):
-        labels = session.infer_device({"image": ForeignArray(world.driver, frame, 0).fill()})
+        array = ForeignArray(world.driver, frame, 0).fill()
+        given.append(weakref.ref(array))
+        labels = session.infer_device({"image": array})
         read_in_stream(world.driver, labels["labels"].address, (1, 12, 16), np.uint8, 0)
 
-    assert len(session._arrays) <= 2
+    del array
+    assert sum(held() is not None for held in given) <= 2
     world.engine.close()
 
 
@@ -223,14 +229,12 @@ def test_a_run_that_is_refused_leaves_no_memory(
     (frame,) = frames(1)
     array = ForeignArray(world.driver, frame, 0).fill()
     session = open_session(world.engine)
-    context: Any = session._usable_context()._context
 
     with monkeypatch.context() as patch:
-        patch.setattr(context, "execute_async_v3", lambda stream: False)
+        patch.setattr(IExecutionContext, "execute_async_v3", lambda context, stream: False)
         for _ in range(3):
             with pytest.raises(ExecutionError, match="it gave no reason"):
                 session.infer_device({"image": array})
-    context = None
 
     assert set(world.driver.memory) == {array.address}
     labels = session.infer_device({"image": array})["labels"]
@@ -246,14 +250,16 @@ def test_what_a_failed_run_began_is_over_before_its_caller_goes_on(
     array = ForeignArray(world.driver, frame, 0).fill()
     out = ForeignArray(world.driver, np.zeros((1, 12, 16), np.uint8), 0)
     session = open_session(world.engine)
-    context: Any = session._usable_context()._context
-    enqueue = context.execute_async_v3
+    enqueue = IExecutionContext.execute_async_v3
+
+    def run_and_refuse(context: IExecutionContext, stream: int) -> bool:
+        enqueue(context, stream)
+        return False
 
     with monkeypatch.context() as patch:
-        patch.setattr(context, "execute_async_v3", lambda stream: enqueue(stream) and False)
+        patch.setattr(IExecutionContext, "execute_async_v3", run_and_refuse)
         with pytest.raises(ExecutionError, match="it gave no reason"):
             session.infer_device({"image": array}, out={"labels": out})
-    context = enqueue = None
 
     with world.driver.current():
         world.driver.free(array.address)  # refused while work that uses it is queued

@@ -260,7 +260,7 @@ def test_use_after_the_end_is_refused(driver: SimDriver, tmp_path: Path) -> None
     segmenter.close()
 
     with pytest.raises(ClosedError, match="is closed"):
-        segmenter._model.context.execute({"image": rgb(frame())})
+        segmenter.execute({"image": rgb(frame())})
 
 
 def labelling_on(world: World) -> DeviceLabelling:

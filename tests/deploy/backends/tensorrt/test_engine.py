@@ -27,7 +27,7 @@ from fcn_deploy.errors import (
 )
 from fcn_deploy.names import Precision
 from tests.deploy.backends.tensorrt.simulated_driver import SimDriver
-from tests.deploy.backends.tensorrt.simulated_tensorrt import make_plan
+from tests.deploy.backends.tensorrt.simulated_tensorrt import Runtime, make_plan
 from tests.deploy.backends.tensorrt.test_backend import write_artifact
 from tests.deploy.backends.tensorrt.worlds import (
     GRAPH,
@@ -90,7 +90,7 @@ def test_a_plan_for_another_place_is_refused_before_it_is_read(
     record: PlanRecord, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[object] = []
-    monkeypatch.setattr(TrtEngine, "_deserialise", lambda *a: read.append(a))
+    monkeypatch.setattr(Runtime, "deserialize_cuda_engine", lambda *a: read.append(a))
 
     with pytest.raises(EngineMismatchError, match=message):
         make_world(record=record)
@@ -202,7 +202,7 @@ def test_a_plan_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
 
 
 def test_no_driver_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "_driver_loads", lambda: False)
+    monkeypatch.setattr(device_module, "driver_loads", lambda: False)
 
     with pytest.raises(
         BackendUnavailableError, match=r"the NVIDIA driver \(libcuda\.so\.1\) is not installed"
@@ -211,9 +211,8 @@ def test_no_driver_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_library_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "_installed", lambda module: False)
-
-    monkeypatch.setattr(device_module, "_driver_loads", lambda: True)
+    monkeypatch.setattr(device_module, "find_spec", lambda module: None)
+    monkeypatch.setattr(device_module, "driver_loads", lambda: True)
 
     with pytest.raises(
         BackendUnavailableError,

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fcn_deploy.backends.tensorrt.buffers import BufferPool
+from fcn_deploy.backends.tensorrt.ring import Ring
 from fcn_deploy.backends.tensorrt.session import InferenceSession, PendingResult, open_session
 from fcn_deploy.backends.tensorrt.slots import Slot
 from fcn_deploy.errors import (
@@ -20,6 +22,7 @@ from fcn_deploy.errors import (
     ShapeError,
 )
 from fcn_deploy.names import Array
+from tests.deploy.backends.tensorrt.simulated_tensorrt import ICudaEngine, IExecutionContext
 from tests.deploy.backends.tensorrt.worlds import World, expected, frames, make_world
 from tests.deploy.layouts import LAYOUTS
 
@@ -189,15 +192,15 @@ def test_threads_share_a_session(world: World, cuda_graphs: bool) -> None:
     assert wrong == []
 
 
-def test_one_thread_enqueues_at_a_time(lazy: World) -> None:
+def test_one_thread_enqueues_at_a_time(lazy: World, monkeypatch: pytest.MonkeyPatch) -> None:
     session = open_session(lazy.engine, depth=2)
     images = frames(2)
     inside = threading.Event()
     second_started = threading.Event()
     overtaken: list[bool] = []
-    original = session._device.record
+    original = lazy.device.record
 
-    def slow_record(event: object, stream: int) -> None:
+    def slow_record(event: Any, stream: int) -> None:
         original(event, stream)
         if threading.current_thread().name == "first" and not inside.is_set():
             inside.set()
@@ -205,7 +208,7 @@ def test_one_thread_enqueues_at_a_time(lazy: World) -> None:
             overtaken.append(done.wait(0.3))
 
     done = threading.Event()
-    session._device.record = slow_record  # type: ignore[method-assign]  # to hold a thread there
+    monkeypatch.setattr(lazy.device, "record", slow_record)  # to hold a thread there
     results: dict[str, Array] = {}
 
     def work(name: str, image: Array) -> None:
@@ -284,7 +287,7 @@ def test_a_slot_whose_result_is_taken_meanwhile_is_free(
     taken = property(lambda slot: next(looks, None), lambda slot, value: None)
     monkeypatch.setattr(Slot, "pending", taken)
 
-    session._ring._slots[0].settle()
+    session.close()  # waits for the run in each slot
 
     assert pending.done()
 
@@ -335,16 +338,23 @@ def test_a_wait_that_is_interrupted_can_be_taken_up_again(
     np.testing.assert_array_equal(labels_of(pending), expected(first))
 
 
-def test_a_result_that_the_host_has_no_room_for_is_its_callers_error_only(lazy: World) -> None:
+def test_a_result_that_the_host_has_no_room_for_is_its_callers_error_only(
+    lazy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class TooLarge:
         def copy(self) -> Array:
             raise MemoryError("no room for 3 GiB")
 
     session = open_session(lazy.engine, depth=1)
     first, second = frames(2)
-    pending = session.submit({"image": first})
-    too_large: Any = {"labels": TooLarge()}
-    pending._parts = too_large
+    copy_out = Ring.copy_out
+
+    def copied_out(*arguments: Any) -> dict[str, Any]:
+        return {name: TooLarge() for name in copy_out(*arguments)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ring, "copy_out", copied_out)
+        pending = session.submit({"image": first})
 
     after = session.submit({"image": second})
 
@@ -413,8 +423,16 @@ def test_graphs_that_were_not_used_for_long_are_freed(lazy: World) -> None:
     assert len(lazy.driver.graphs) == 16
 
 
-def test_rtx_records_its_graphs_itself() -> None:
+def test_rtx_records_its_graphs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_world(library="tensorrt-rtx")
+    configs: list[Any] = []
+    create = ICudaEngine.create_execution_context
+
+    def noted(engine: ICudaEngine, runtime_config: Any) -> Any:
+        configs.append(runtime_config)
+        return create(engine, runtime_config)
+
+    monkeypatch.setattr(ICudaEngine, "create_execution_context", noted)
     (frame,) = frames(1)
 
     session = open_session(world.engine, cuda_graphs=True)
@@ -422,9 +440,7 @@ def test_rtx_records_its_graphs_itself() -> None:
         session.infer({"image": frame})
 
     assert "begin_capture" not in world.driver.calls
-    context: Any = session._usable_context()._context
-    assert context._config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
-    context = None
+    assert [each.cuda_graph_strategy.name for each in configs] == ["WHOLE_GRAPH_CAPTURE"]
     world.close()
 
 
@@ -442,11 +458,10 @@ def test_addresses_and_shapes_are_set_when_they_change_only(
     lazy: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = open_session(lazy.engine, depth=1)
-    context: Any = session._usable_context()._context
     told: list[str] = []
 
     def noted(name: str) -> Callable[..., object]:
-        original = getattr(context, name)
+        original = getattr(IExecutionContext, name)
 
         def call(*arguments: object) -> object:
             told.append(name)
@@ -455,14 +470,12 @@ def test_addresses_and_shapes_are_set_when_they_change_only(
         return call
 
     for name in ("set_input_shape", "set_tensor_address"):
-        monkeypatch.setattr(context, name, noted(name))
+        monkeypatch.setattr(IExecutionContext, name, noted(name))
 
     for image in frames(3):
         session.infer({"image": image})
 
     assert told == ["set_input_shape", "set_tensor_address", "set_tensor_address"]
-    context = None
-    monkeypatch.undo()
 
 
 def test_buffers_grow_and_results_stay_right(world: World) -> None:
@@ -522,16 +535,14 @@ def test_a_run_that_tensorrt_refuses_is_an_error_and_the_next_one_works(
 ) -> None:
     session = open_session(world.engine, depth=1)
     first, second = frames(2)
-    context: Any = session._usable_context()._context
 
-    def refuse(stream: int) -> bool:
-        return bool(context._refuse("no kernel"))
+    def refuse(context: IExecutionContext, stream: int) -> bool:
+        return context.set_optimization_profile_async(99, stream)  # False, and a line in the log
 
     with monkeypatch.context() as patch:
-        patch.setattr(context, "execute_async_v3", refuse)
-        with pytest.raises(ExecutionError, match=r"failed in .* with input .* no kernel"):
+        patch.setattr(IExecutionContext, "execute_async_v3", refuse)
+        with pytest.raises(ExecutionError, match=r"failed in .* with input .* index 99 is out of"):
             session.infer({"image": first})
-    context = None
 
     np.testing.assert_array_equal(session.infer({"image": second})["labels"], expected(second))
 
@@ -542,13 +553,11 @@ def test_a_run_that_cannot_be_recorded_is_an_error_and_leaves_no_graph(
     session = open_session(lazy.engine, depth=1, cuda_graphs=True)
     first, second, third = frames(3)
     session.infer({"image": first})  # what has not run yet is not recorded
-    context: Any = session._usable_context()._context
 
     with monkeypatch.context() as patch:
-        patch.setattr(context, "execute_async_v3", lambda stream: False)
+        patch.setattr(IExecutionContext, "execute_async_v3", lambda context, stream: False)
         with pytest.raises(ExecutionError, match="it gave no reason"):
             session.infer({"image": second})
-    context = None
 
     assert lazy.driver.graphs == set()
     np.testing.assert_array_equal(session.infer({"image": third})["labels"], expected(third))
@@ -560,13 +569,11 @@ def test_a_refused_runs_copies_are_over_before_its_buffers_move(
 ) -> None:
     session = open_session(lazy.engine, depth=1)
     (small,), (large,) = frames(1, 8, 8), frames(1, 30, 30)
-    context: Any = session._usable_context()._context
 
     with monkeypatch.context() as patch:
-        patch.setattr(context, "execute_async_v3", lambda stream: False)
+        patch.setattr(IExecutionContext, "execute_async_v3", lambda context, stream: False)
         with pytest.raises(ExecutionError, match="it gave no reason"):
             session.infer({"image": small})
-    context = None
 
     np.testing.assert_array_equal(session.infer({"image": large})["labels"], expected(large))
 
@@ -737,8 +744,6 @@ def test_page_locked_memory_is_filled_before_a_copy_is_timed(
     lazy: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = open_session(lazy.engine, timing=True)
-    pool, device = session._ring._pool, session._ring._device
-    fill, record = pool.pinned, device.record
     order = []
 
     def noted(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -748,8 +753,8 @@ def test_page_locked_memory_is_filled_before_a_copy_is_timed(
 
         return noting
 
-    monkeypatch.setattr(pool, "pinned", noted("fill", fill))
-    monkeypatch.setattr(device, "record", noted("record", record))
+    monkeypatch.setattr(BufferPool, "pinned", noted("fill", BufferPool.pinned))
+    monkeypatch.setattr(lazy.device, "record", noted("record", lazy.device.record))
 
     session.submit({"image": frames(1)[0]}).result()
 
@@ -767,10 +772,9 @@ def test_a_measurement_that_fails_waits_for_its_copies(
 ) -> None:
     session = open_session(lazy.engine, depth=1)
     (small,), (large,) = frames(1, 8, 8), frames(1, 30, 30)
-    made: Any = type(lazy.engine.new_context(False))
 
     with monkeypatch.context() as patch:
-        patch.setattr(made, "execute_async_v3", lambda context, stream: False)
+        patch.setattr(IExecutionContext, "execute_async_v3", lambda context, stream: False)
         with pytest.raises(ExecutionError, match="it gave no reason"):
             session.profile_layers({"image": small})
 
