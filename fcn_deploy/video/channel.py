@@ -43,17 +43,22 @@ class Channel(Generic[T]):
         with self._changed:
             self._capacity, self._drop_oldest = capacity, True
 
-    def put(self, item: T) -> int:
+    def put(self, item: T, *, timeout_s: float | None = None) -> int:
         """Add an item, waiting for room; return how many older ones were dropped for it.
 
         Raises:
+            TimeoutError: there was no room for `timeout_s`; the item was not taken.
             ChannelClosedError: the channel was closed; the item was not taken.
         """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while not self._drop_oldest and len(self._items) >= self._capacity:
                 if self._closed:
                     break
-                self._changed.wait()
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError
+                self._changed.wait(left)
             if self._closed:
                 raise ChannelClosedError
             dropped = 0

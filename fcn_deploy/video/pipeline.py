@@ -12,7 +12,7 @@ from threading import Event, Lock, RLock, Thread, current_thread
 from types import MappingProxyType, TracebackType
 from typing import Literal, Self, get_args
 
-from fcn_deploy.errors import ClosedError
+from fcn_deploy.errors import ClosedError, FrameDropError
 from fcn_deploy.video.channel import Channel, ChannelClosedError, Producing
 from fcn_deploy.video.frame_counts import LATENCIES_KEPT, PipelineStats
 from fcn_deploy.video.frames import FrameSegmenter, FrameSource, SegmentedFrame, VideoFrame
@@ -51,6 +51,9 @@ class VideoPipeline:
         workers: frames that are segmented at once; None means one, or as many as the segmenter
             has streams (`Segmenter.open(..., num_streams=n)`) where every frame is wanted: that
             gives more frames a second, each of them later.
+        max_wait_s: how long a live source under ``every`` may wait for a free place in the queue.
+            It loses frames meanwhile, so a longer wait is an error. The first frame may take
+            longer: networks are compiled then.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class VideoPipeline:
         queue_size: int = 8,
         max_frames: int | None = None,
         workers: int | None = None,
+        max_wait_s: float = 10.0,
     ) -> None:
         if policy is not None and policy not in POLICIES:
             raise ValueError(f"policy is {policy!r}; expected one of {', '.join(POLICIES)}")
@@ -69,6 +73,8 @@ class VideoPipeline:
             raise ValueError(f"max_frames is {max_frames}; it must be 1 or more, or None")
         if workers is not None and workers < 1:
             raise ValueError(f"workers is {workers}; it must be 1 or more, or None")
+        if max_wait_s <= 0:
+            raise ValueError(f"max_wait_s is {max_wait_s}; it must be above 0")
         if isinstance(source, (str, Path, int)):
             source = open_source(source)
         if policy is None:
@@ -82,6 +88,7 @@ class VideoPipeline:
             queue_size=queue_size,
             max_frames=max_frames,
             workers=workers,
+            max_wait_s=max_wait_s,
         )
         # the threads know the stages only, so a dropped pipeline can be collected
         self._finalizer = weakref.finalize(self, self._stages.stop, _EXIT_JOIN_S)
@@ -135,6 +142,7 @@ class VideoPipeline:
 
         Raises:
             SourceError: frames could not be read.
+            FrameDropError: a live source, every frame of which is wanted, had to wait too long.
             FcnDeployError: the network could not run; whatever the segmenter raised.
             ClosedError: the pipeline was closed before the first frame was asked for.
         """
@@ -163,12 +171,15 @@ class _Stages:
         queue_size: int,
         max_frames: int | None,
         workers: int,
+        max_wait_s: float,
     ) -> None:
         self.source = source
         self._segmenter = segmenter
         self._policy = policy
         self._max_frames = max_frames
         self._workers = workers
+        self._max_wait_s = max_wait_s
+        self._segmented = Event()  # a first frame was
         self._turns = Turns()
         self._opened: Channel[bool] = Channel(1)
         self._frames: Channel[VideoFrame] = Channel(queue_size)
@@ -263,12 +274,30 @@ class _Stages:
                 self._first_capture_s = time.monotonic()
             self._count(captured=1)
             try:
-                late = self._frames.put(frame)
+                late = self._put(frame)
             except ChannelClosedError:
                 self._count(discarded=1)
                 return
             if late:
                 self._drop("late", late)
+
+    def _put(self, frame: VideoFrame) -> int:
+        """Hand a captured frame on; return how many older ones were dropped for it."""
+        # known after open(): an address may turn out to be a file's
+        waits_s = self._max_wait_s if self.source.live and self._policy == "every" else None
+        while True:
+            counts = self._segmented.is_set()
+            try:
+                return self._frames.put(frame, timeout_s=waits_s)
+            except TimeoutError as exc:
+                if counts:
+                    self._drop("late", 1)
+                    raise FrameDropError(
+                        f"{self.source.name} is live, and frame {frame.index} waited"
+                        f" {self._max_wait_s:g} s for a free place in the queue: frames are lost"
+                        " where every one is wanted.",
+                        hint="Use --policy latest, smaller frames or a faster network.",
+                    ) from exc
 
     def _infer(self) -> None:
         while self._infer_next():
@@ -307,6 +336,7 @@ class _Stages:
 
     def _segment(self, frame: VideoFrame) -> _Result:
         segmentation = self._segmenter(frame.frame)
+        self._segmented.set()
         item = SegmentedFrame(
             frame=frame.frame,
             index=frame.index,

@@ -14,7 +14,13 @@ import pytest
 
 from fcn_deploy import Segmenter
 from fcn_deploy.backends import backend_names
-from fcn_deploy.errors import ClosedError, ExecutionError, SourceLostError, SourceOpenError
+from fcn_deploy.errors import (
+    ClosedError,
+    ExecutionError,
+    FrameDropError,
+    SourceLostError,
+    SourceOpenError,
+)
 from fcn_deploy.names import Array
 from fcn_deploy.testing import FakeSegmenter
 from fcn_deploy.video.frame_counts import PipelineStats, combine
@@ -203,6 +209,51 @@ def test_policy_every_makes_the_source_wait() -> None:
     assert is_balanced(frames.stats)
 
 
+def test_live_source_that_waits_too_long_where_every_frame_is_wanted_is_an_error() -> None:
+    source, gate = FakeSource(100), Event()
+    source.live = True
+
+    def label(frame_bgr: Array) -> Array:
+        assert frame_number(frame_bgr) == 0 or gate.wait(20)
+        return is_bright(frame_bgr)
+
+    seen: list[int] = []
+    pipeline = VideoPipeline(
+        FakeSegmenter(label), source, policy="every", queue_size=2, max_wait_s=0.05
+    )
+
+    with pipeline as frames:
+        # one delivered, one in the network, two in the queue, and one that finds no place
+        wait_until(lambda: frames.stats.dropped == {"late": 1})
+        gate.set()
+        with pytest.raises(
+            FrameDropError, match=r"fake is live, and frame 4 waited 0\.05 s .* --policy latest"
+        ):
+            seen.extend(item.index for item in frames)
+
+    assert seen == [0, 1, 2, 3]
+    assert is_balanced(frames.stats)
+    assert pipeline_threads() == []
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_first_frame_may_take_long_and_a_file_waits_for_every_frame(live: bool) -> None:
+    source, gate = FakeSource(4), Event()
+    source.live = live
+    segmenter = FakeSegmenter(is_bright, gate=gate)
+
+    with VideoPipeline(
+        segmenter, source, policy="every", queue_size=2, max_wait_s=0.5 if live else 1e-6
+    ) as frames:
+        wait_until(lambda: frames.stats.captured == 4)
+        assert not source.exhausted.wait(0.7)
+        gate.set()
+        indices = [item.index for item in frames]
+
+    assert indices == [0, 1, 2, 3]
+    assert frames.stats.dropped == {}
+
+
 def test_an_unnamed_policy_follows_from_the_source() -> None:
     live = FakeSource(100)
     live.live = True
@@ -355,6 +406,8 @@ def test_wrong_arguments_are_refused_at_once() -> None:
         pipeline(policy="some")
     with pytest.raises(ValueError, match="max_frames is 0; it must be 1 or more"):
         pipeline(max_frames=0)
+    with pytest.raises(ValueError, match="max_wait_s is 0; it must be above 0"):
+        pipeline(max_wait_s=0)
     with pytest.raises(ValueError, match="capacity is 0"):
         pipeline(queue_size=0)
 
