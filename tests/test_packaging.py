@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +148,55 @@ def test_inline_exceptions_name_their_rule() -> None:
 
     assert files
     assert [file.relative_to(ROOT) for file in found] == []
+
+
+# of other libraries, which have no public name for it
+FOREIGN_PRIVATE = {"_didModify", "_exit", "_forward_hooks", "_metadata"}
+
+
+def is_private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.startswith("__")
+
+
+def private_reaches(tree: ast.AST) -> Iterator[str]:
+    """Give each private name that code takes from another object or module than its own."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(ast.Name("self" | "cls")):
+                pass
+            case ast.Attribute(attr=name) if is_private(name):
+                yield name
+            case ast.ImportFrom(names=names):
+                yield from (alias.name for alias in names if is_private(alias.name))
+            # monkeypatch.setattr(module, "_name", ...), and of "package.module._name"
+            case ast.Call(ast.Attribute(attr="setattr" | "delattr"), args):
+                texts = [arg.value for arg in args[:2] if isinstance(arg, ast.Constant)]
+                last = (text.rpartition(".")[2] for text in texts if isinstance(text, str))
+                yield from filter(is_private, last)
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("session._ring.close()", ["_ring"]),
+        ("from fcn_deploy.machine import _read, usable_cores", ["_read"]),
+        ('monkeypatch.setattr(device, "_probe", None)', ["_probe"]),
+        ('patch.setattr("fcn_deploy.machine._read", None)', ["_read"]),
+        ('self._own = cls._shared; x.__name__; patch.setattr(x, "__init__", f)', []),
+    ],
+)
+def test_reach_into_private_parts_is_noticed(code: str, found: list[str]) -> None:
+    assert list(private_reaches(ast.parse(code))) == found
+
+
+def test_no_test_reaches_into_private_parts() -> None:
+    files = sorted((ROOT / "tests").rglob("*.py"))
+
+    reaches = {
+        str(file.relative_to(ROOT)): names
+        for file in files
+        if (names := set(private_reaches(ast.parse(file.read_text("utf-8")))) - FOREIGN_PRIVATE)
+    }
+
+    assert files
+    assert reaches == {}
