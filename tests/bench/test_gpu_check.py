@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 import fcn_export.engine
-from fcn_bench.gpu_check import case, cli, labels, measure, plan
+from fcn_bench.gpu_check import case, cli, labels, plan, timings
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.backends.tensorrt import device_labelling, head_kernel
 from fcn_deploy.backends.tensorrt.graph_cache import GraphCache
@@ -407,7 +407,7 @@ def test_an_artifact_that_is_not_there_is_one_line(
 
 def test_labels_of_another_shape_are_an_error() -> None:
     with pytest.raises(BenchmarkError, match=r"gave labels \[3\]; expected \[2\]"):
-        measure.agreement_with(np.zeros(2), np.zeros(3))
+        timings.agreement_with(np.zeros(2), np.zeros(3))
 
 
 def test_a_trtexec_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,6 +416,6 @@ def test_a_trtexec_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
-    found = measure.run_trtexec(tmp_path / "a.plan", {"image": np.zeros((1, 2, 3, 3))})
+    found = timings.run_trtexec(tmp_path / "a.plan", {"image": np.zeros((1, 2, 3, 3))})
 
     assert found == {"error": "status 3: engine is of another version"}
