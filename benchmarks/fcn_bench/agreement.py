@@ -25,7 +25,8 @@ class Agreement:
     Attributes:
         label_agreement: share of pixels with PyTorch's label; None without a baseline.
         near_tie_share: share of pixels that differ where PyTorch's two best scores are closer than
-            this row's measured score error; None where the scores are hidden.
+            this row's measured score error and than 1 % of the spread of PyTorch's scores; None
+            where the scores are hidden.
         miou_vs_baseline: mean IoU with PyTorch's labels as the reference.
         score_error: largest absolute difference of a score.
         weak_margin_share: share of pixels where PyTorch's own margin is below a thousandth of the
@@ -119,8 +120,11 @@ def _compare(pairs: Sequence[tuple[Array, Array | None]], reference: Path) -> Ag
         known = scores is not None and scores.shape == theirs.shape
         error = float(np.abs(np.asarray(scores) - theirs).max()) if known else None
         errors.append(error)
-        total += split_disagreement(labels, wanted, margin, score_error=error or 0.0)
-        weak += int(np.count_nonzero(margin < _WEAK_MARGIN * float(np.ptp(theirs))))
+        spread = float(np.ptp(theirs))
+        total += split_disagreement(
+            labels, wanted, margin, score_error=error or 0.0, score_spread=spread
+        )
+        weak += int(np.count_nonzero(margin < _WEAK_MARGIN * spread))
         confusion += confusion_matrix(labels, wanted, _LABEL_IDS, ignore_label=None)
     measured = [error for error in errors if error is not None]
     complete = len(measured) == len(errors)

@@ -212,7 +212,10 @@ def _disagreement(
     counts = []
     for one, other, image in zip(labels, reference, scores, strict=True):  # [C, H, W] is large
         margin = top_two_margin(segmenter.scores_at_pixels(image, size)[np.newaxis])[0]
-        counts.append(split_disagreement(one, other, margin, score_error=explained))
+        spread = float(np.ptp(image))
+        counts.append(
+            split_disagreement(one, other, margin, score_error=explained, score_spread=spread)
+        )
     return sum(counts[1:], counts[0])
 
 

@@ -13,6 +13,8 @@ from fcn_deploy.names import IGNORE_LABEL, Array
 
 __all__ = [
     "BORDER_PX",
+    "MIN_CLASS_SHARE",
+    "NEAR_TIE_SHARE",
     "Disagreement",
     "border_mask",
     "confusion_matrix",
@@ -23,10 +25,17 @@ __all__ = [
     "pixel_accuracy",
     "split_disagreement",
     "top_two_margin",
+    "worst_class_iou",
 ]
 
 BORDER_PX = 2
 """Pixels this near to one of another class are at a border: labels drawn by hand are no better."""
+
+NEAR_TIE_SHARE = 0.01
+"""Of the spread of the reference's scores: a margin of more is no tie, however a variant errs."""
+
+MIN_CLASS_SHARE = 1e-3
+"""Of the pixels: a class with fewer is left out of the worst class's IoU, a few pixels decide it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,8 @@ class Disagreement:
 
     Attributes:
         pixels: how many were compared.
-        near_ties: differ, and the reference's two best scores are closer than the score error.
+        near_ties: differ, and the reference's two best scores are nearly equal, see
+            `split_disagreement`.
         real: differ, and the reference was sure.
         at_borders: differ, of either kind, within `BORDER_PX` of a class border of the reference;
             None where this was not counted.
@@ -142,6 +152,23 @@ def mean_iou(confusion: Array) -> tuple[float, Array]:
     return (float(per_class[present].mean()) if present.any() else float("nan")), per_class
 
 
+def worst_class_iou(confusion: Array) -> float | None:
+    """Give the lowest intersection over union of the classes with `MIN_CLASS_SHARE` of the pixels.
+
+    Args:
+        confusion: int64 [C, C], rows are the reference's classes, pooled over all images.
+
+    Returns:
+        0..1; None where fewer than two classes have so many pixels: one alone shows nothing.
+    """
+    in_reference = confusion.sum(axis=1)
+    counted = (in_reference > 0) & (in_reference >= MIN_CLASS_SHARE * in_reference.sum())
+    if np.count_nonzero(counted) < 2:
+        return None
+    _, per_class = mean_iou(confusion)
+    return float(per_class[counted].min())
+
+
 def pixel_accuracy(confusion: Array) -> float:
     """Give the share of counted pixels with the right label, 0..1; NaN where none counted.
 
@@ -214,14 +241,20 @@ def split_disagreement(
     margin: Array,
     *,
     score_error: float,
+    score_spread: float,
     at_border: Array | None = None,
 ) -> Disagreement:
     """Split the pixels that differ into near ties and real disagreements.
+
+    A near tie is a pixel where the reference's best class is ahead by less than the score error,
+    and by less than `NEAR_TIE_SHARE` of the score spread. Without the second bound, which is the
+    reference's own, a variant that errs enough would declare all its errors near ties.
 
     Args:
         labels, reference: class ids, [N, H, W] or [H, W].
         margin: how far the reference's best class is ahead, of the same shape.
         score_error: largest absolute difference measured between the scores of both.
+        score_spread: the reference's largest score less its smallest.
         at_border: of the same shape, as `border_mask` gives it; None leaves borders uncounted.
 
     Raises:
@@ -233,7 +266,8 @@ def split_disagreement(
             f"{list(margin.shape)}; they must have one shape"
         )
     differs = labels != reference
-    near = int(np.count_nonzero(differs & (margin < score_error)))
+    tie = min(score_error, NEAR_TIE_SHARE * score_spread)
+    near = int(np.count_nonzero(differs & (margin < tie)))
     borders = None if at_border is None else int(np.count_nonzero(differs & at_border))
     return Disagreement(labels.size, near, int(np.count_nonzero(differs)) - near, borders)
 

@@ -152,6 +152,7 @@ class _Answer:
     name: str
     images: Array
     scores: Array
+    spread: float
     labels: Array
     margin: Array
     at_border: Array
@@ -231,6 +232,7 @@ def _answers(
                 name=item.name,
                 images=images,
                 scores=scores,
+                spread=float(np.ptp(scores)),
                 labels=labels,
                 margin=margin,
                 at_border=at_border,
@@ -275,6 +277,7 @@ def _count(
             answer.labels,
             answer.margin,
             score_error=error,
+            score_spread=answer.spread,
             at_border=answer.at_border,
         ),
         confusion_matrix(found_labels, answer.labels, spec.num_labels, ignore_label=None),

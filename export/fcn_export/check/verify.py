@@ -206,6 +206,7 @@ def _compare(found: dict[str, Array], expected: Array, spec: GraphSpec) -> Parit
     """Compare a band of rows at a time: full-size scores are the largest tensors there are."""
     batch, _, height, width = expected.shape
     error, largest = 0.0, 0.0
+    lowest, highest = float("inf"), float("-inf")
     for rows in _bands(height):
         band = expected[:, :, rows]
         top = float(np.abs(band).max())
@@ -216,12 +217,15 @@ def _compare(found: dict[str, Array], expected: Array, spec: GraphSpec) -> Parit
                 hint="Check the weights and the normalisation (--mean, --std).",
             )
         error, largest = max(error, apart), max(largest, top)
+        lowest, highest = min(lowest, float(band.min())), max(highest, float(band.max()))
     total = Disagreement(0, 0, 0)
     for rows in _bands(height):
         band = expected[:, :, rows]
         labels = _labels_found(found, rows)
         total += split_disagreement(
-            labels, labels_of(band), top_two_margin(band), score_error=error
+            *(labels, labels_of(band), top_two_margin(band)),
+            score_error=error,
+            score_spread=highest - lowest,
         )
     if "confidence" in found:
         error = max(error, _confidence_error(found, expected))

@@ -22,6 +22,7 @@ from fcn_export.check.fidelity import (
     pixel_accuracy,
     split_disagreement,
     top_two_margin,
+    worst_class_iou,
 )
 
 CLASSES = 4
@@ -135,7 +136,7 @@ def test_a_disagreement_is_a_near_tie_only_below_the_score_error() -> None:
     reference = np.array([0, 0, 0, 1])
     margin = np.array([0.0, 0.05, 0.5, 0.0])
 
-    split = split_disagreement(labels, reference, margin, score_error=0.1)
+    split = split_disagreement(labels, reference, margin, score_error=0.1, score_spread=100.0)
 
     assert split == Disagreement(pixels=4, near_ties=1, real=1)
     assert split.label_agreement == label_agreement(labels, reference) == 0.5
@@ -143,9 +144,33 @@ def test_a_disagreement_is_a_near_tie_only_below_the_score_error() -> None:
 
 
 def test_exact_scores_leave_no_near_ties() -> None:
-    split = split_disagreement(np.array([1]), np.array([0]), np.array([0.0]), score_error=0.0)
+    split = split_disagreement(
+        np.array([1]), np.array([0]), np.array([0.0]), score_error=0.0, score_spread=1.0
+    )
 
     assert split.real == 1
+
+
+def test_a_variant_that_errs_much_has_no_more_near_ties_than_the_reference_allows() -> None:
+    labels, reference = np.array([1, 1, 1]), np.array([0, 0, 0])
+    margin = np.array([0.05, 0.15, 5.0])  # 1 % of the spread is 0.1
+
+    split = split_disagreement(labels, reference, margin, score_error=20.0, score_spread=10.0)
+
+    assert (split.near_ties, split.real) == (1, 2)
+
+
+def test_the_worst_class_is_found_among_those_with_a_thousandth_of_the_pixels() -> None:
+    confusion = np.diag([9000, 900, 0, 5])
+    confusion[1, 0] = 100  # 100 of class 1 were given class 0
+    confusion[3, 0] = 4  # 9 of 10,009 pixels: fewer than a thousandth
+
+    assert worst_class_iou(confusion) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("sizes", [[10_000, 0], [10_000, 5], [0, 0]])
+def test_one_class_alone_has_no_worst_class(sizes: list[int]) -> None:
+    assert worst_class_iou(np.diag(sizes)) is None
 
 
 def test_no_pixels_agree_wholly() -> None:
@@ -170,7 +195,12 @@ def test_the_boundary_share_is_of_the_pixels_that_differ() -> None:
     margin = np.ones(reference.shape, np.float32)
 
     found = split_disagreement(
-        labels, reference, margin, score_error=0.1, at_border=border_mask(reference[0])[None]
+        labels,
+        reference,
+        margin,
+        score_spread=100.0,
+        score_error=0.1,
+        at_border=border_mask(reference[0])[None],
     )
 
     assert found.at_borders == 1  # 8 is two before the first of class 1; 12 is three behind the 0s
