@@ -108,25 +108,42 @@ class ClassInfo:
 
 @dataclass(frozen=True, slots=True)
 class WorstImage:
-    """The measured image that keeps the smallest share, 0..1, of PyTorch's labels."""
+    """The measured image that keeps the smallest share, 0..1, of PyTorch's labels.
+
+    Attributes:
+        worst_class_iou: as in `Fidelity`, of this image alone.
+    """
 
     name: str
     label_agreement: float
+    worst_class_iou: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
     """How near one variant on one backend comes to PyTorch in fp32, measured at export.
 
+    Only natural images count on which PyTorch finds more than one class. Artifacts of earlier
+    releases do not say on how many: theirs count as no evidence.
+
     Attributes:
-        label_agreement: share of pixels with PyTorch's label, 0..1.
+        label_agreement: share of pixels with PyTorch's label, 0..1; where no image counts, over
+            those on which PyTorch finds one class alone.
         near_tie_share: share of pixels that disagree where PyTorch's two best scores are closer
-            than the variant's measured score error, 0..1.
+            than the variant's measured score error and than 1 % of the spread of PyTorch's scores,
+            0..1.
         miou: mean IoU against the labels given at export, 0..1; None where none were given.
         miou_drop: PyTorch's mean IoU less this one, in percentage points.
         miou_vs_baseline: mean IoU with PyTorch's labels as the reference, 0..1.
         boundary_share: share, 0..1, of the pixels that disagree which are within 2 px of a class
             border of PyTorch's labels; None where none disagree.
+        worst_class_iou: lowest IoU, 0..1, with PyTorch's labels as the reference, of the classes
+            with at least 0.1 % of the pixels; None where fewer than two have.
+        images, pixels: how many counted.
+        relative_score_error: largest difference of a score, of the largest score of its image.
+        status: ``"ok"``; ``"below"`` what `auto` asks of a reduced precision; ``"no evidence"``
+            for one, as too few images count; ``"differs"``, fp32 by more than rounding explains;
+            ``"broken"``, below 99 % label agreement. None of artifacts of earlier releases.
     """
 
     backend: str
@@ -138,6 +155,11 @@ class Fidelity:
     miou_vs_baseline: float | None = None
     boundary_share: float | None = None
     worst_image: WorstImage | None = None
+    worst_class_iou: float | None = None
+    images: int = 0
+    pixels: int = 0
+    relative_score_error: float | None = None
+    status: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

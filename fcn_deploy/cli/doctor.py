@@ -16,7 +16,7 @@ from fcn_deploy.cli.run import (
 )
 
 if TYPE_CHECKING:
-    from fcn_deploy.artifact.manifest import SeenByNetwork
+    from fcn_deploy.artifact.manifest import Fidelity, SeenByNetwork
     from fcn_deploy.doctor import Diagnosis, ModelDiagnosis
     from fcn_deploy.libraries import LibraryStatus
     from fcn_deploy.machine import Machine
@@ -186,14 +186,23 @@ def _model_lines(model: ModelDiagnosis) -> Iterator[Line]:
             built = f"{variant.backend} {variant.library_version or 'of unknown version'}"
             yield "plain", f"    a plan of {built}, for GPUs of compute capability {gpus}"
         for entry in variant.fidelity:
-            yield (
-                "plain",
-                (
-                    f"    at export, {entry.backend} {entry.precision}: "
-                    f"{entry.label_agreement:.4%} of PyTorch's labels"
-                    f"{'' if entry.miou is None else f', mean IoU {entry.miou:.4f}'}"
-                ),
-            )
+            yield "plain", f"    at export, {entry.backend} {entry.precision}: {_fidelity(entry)}"
+
+
+def _fidelity(entry: Fidelity) -> str:
+    """Say what was measured at export, and on how much it rests."""
+    told = f"{entry.label_agreement:.4%} of PyTorch's labels"
+    if entry.worst_class_iou is not None:
+        told += f", IoU {entry.worst_class_iou:.4f} of the worst class"
+    if entry.images:
+        told += f", on {entry.images} images"
+    elif entry.precision != "fp32":
+        told += ", on no image with more than one class: no evidence"
+    if entry.miou is not None:
+        told += f", mean IoU {entry.miou:.4f}"
+    if entry.status in ("differs", "broken"):
+        told += f" ({entry.status})"
+    return told
 
 
 def _tiling_lines(model: ModelDiagnosis) -> Iterator[Line]:

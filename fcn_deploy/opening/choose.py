@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from fcn_deploy import machine
-from fcn_deploy.artifact.manifest import Manifest, Variant
+from fcn_deploy.artifact.manifest import Fidelity, Manifest, Variant
 from fcn_deploy.backends import backend_names, get_backend, plan_backend_names
 from fcn_deploy.backends.base import Backend, PlanBackend
 from fcn_deploy.backends.execution_providers import ProviderList
@@ -14,16 +14,26 @@ from fcn_deploy.names import Precision
 from fcn_deploy.opening.tuned import TunedRows
 
 __all__ = [
+    "MIN_CLASS_IOU",
+    "MIN_IMAGES",
     "MIN_LABEL_AGREEMENT",
     "choose_backend",
     "choose_plan",
     "choose_precision",
     "graph_precision",
+    "lacks_evidence",
     "parse_precision",
+    "shortfall",
 ]
 
 MIN_LABEL_AGREEMENT = 0.999
-"""What a reduced precision must have measured at export to be taken unasked."""
+"""Share of PyTorch's labels that a reduced precision must keep to be taken unasked."""
+
+MIN_CLASS_IOU = 0.99
+"""What its worst class must keep: a small class is lost long before the agreement shows it."""
+
+MIN_IMAGES = 4
+"""On how many natural images with more than one class that must have been measured at export."""
 
 
 def graph_precision(precision: Precision) -> Precision:
@@ -42,18 +52,62 @@ def parse_precision(text: str) -> Precision:
     return Precision(text)
 
 
+def lacks_evidence(fidelity: Fidelity) -> bool:
+    """Tell whether too few images count for a measurement to show anything, or too few classes."""
+    return fidelity.images < MIN_IMAGES or fidelity.worst_class_iou is None
+
+
+def shortfall(fidelity: Fidelity) -> str | None:
+    """Say what keeps a reduced precision from being taken unasked.
+
+    It must have been measured on at least `MIN_IMAGES` images with more than one class, and keep
+    `MIN_LABEL_AGREEMENT` of PyTorch's labels and `MIN_CLASS_IOU` of its worst class.
+
+    Returns:
+        A phrase; None where nothing does.
+    """
+    name = fidelity.precision
+    if fidelity.images < MIN_IMAGES:
+        return (
+            f"{name} was measured on {fidelity.images or 'no'} natural images with more than one "
+            f"class ({MIN_IMAGES} needed: fcn-export --samples PATH)"
+        )
+    if fidelity.worst_class_iou is None:
+        return (
+            f"{name} was measured on images that show one class nearly alone (fcn-export --samples "
+            "PATH takes others)"
+        )
+    if fidelity.label_agreement < MIN_LABEL_AGREEMENT:
+        return f"{_kept(fidelity)} ({MIN_LABEL_AGREEMENT:.1%} needed)"
+    if fidelity.worst_class_iou < MIN_CLASS_IOU:
+        return f"{_kept(fidelity)} (IoU {MIN_CLASS_IOU:g} needed)"
+    return None
+
+
+def _kept(fidelity: Fidelity) -> str:
+    return (
+        f"{fidelity.precision} kept {fidelity.label_agreement:.4%} of PyTorch's labels, IoU "
+        f"{fidelity.worst_class_iou:.4f} of the worst class, on {fidelity.images} images at export"
+    )
+
+
 def choose_backend(
     name: str,
     suffix: str,
     *,
+    manifest: Manifest | None = None,
     tuned: TunedRows | None = None,
     providers: ProviderList | None = None,
 ) -> tuple[Backend, str]:
     """Find the backend for a file.
 
+    Unasked, a backend whose fp32 export found to differ from PyTorch by more than rounding explains
+    is taken only where no other is here.
+
     Args:
         name: a backend's name, or ``"auto"``.
         suffix: the file's ending, such as ``".onnx"``.
+        manifest: of the artifact that the file is in; None for a bare file.
         tuned: what was measured here, where backend and precision are both left to us.
         providers: as `get_backend` takes them.
 
@@ -83,10 +137,17 @@ def choose_backend(
         return get_backend(best.backend), f"{best.backend} is the fastest that was measured here"
     known = (*backend_names(), *plan_backend_names())
     able = [each for each in known if suffix in get_backend(each).suffixes]
-    for candidate in able:
-        backend = get_backend(candidate)
-        if backend.available():
-            return backend, f"{candidate} is the first of {', '.join(able)} here"
+    here = [candidate for candidate in able if get_backend(candidate).available()]
+    unsound = {} if manifest is None else _unsound(manifest)
+    for candidate in here:
+        if candidate not in unsound:
+            passed = "; ".join(unsound[other] for other in here[: here.index(candidate)])
+            why = f"{passed}, so {candidate} was taken" if passed else ""
+            return get_backend(candidate), (
+                why or f"{candidate} is the first of {', '.join(able)} here"
+            )
+    if here:
+        return get_backend(here[0]), f"{unsound[here[0]]}, and no other backend is here"
     if able and able[0] in plan_backend_names():
         raise BackendUnavailableError(
             f"no backend of plans can run here: {'; '.join(map(_unavailable, able))}.",
@@ -103,8 +164,8 @@ def choose_plan(manifest: Manifest, *, backend: str, precision: str) -> tuple[Va
     """Find the plan of an artifact that runs here, if any does and graphs were not asked for.
 
     Unasked, a plan is taken where its library and a GPU that it was built for are here, in the
-    first of fp16, int8 and fp32 that was asked for, or whose graph keeps at least
-    `MIN_LABEL_AGREEMENT` of PyTorch's labels as measured at export; fp32 needs no measurement.
+    first of fp16, int8 and fp32 that was asked for, or in whose graph `shortfall` finds nothing on
+    any backend that ran it at export; fp32 needs no measurement.
 
     Args:
         backend, precision: names, or ``"auto"``.
@@ -166,13 +227,24 @@ def _is_faithful(manifest: Manifest, plan: Variant) -> bool:
     if plan.precision is Precision.FP32:
         return True
     measured = [
-        fidelity.label_agreement
+        fidelity
         for variant in manifest.variants
         if variant.precision is plan.precision
         for fidelity in variant.fidelity
         if fidelity.precision is plan.precision
     ]
-    return bool(measured) and min(measured) >= MIN_LABEL_AGREEMENT
+    return bool(measured) and all(shortfall(fidelity) is None for fidelity in measured)
+
+
+def _unsound(manifest: Manifest) -> dict[str, str]:
+    """Say of each backend whose fp32 export found wanting what was found, in a phrase."""
+    return {
+        fidelity.backend: f"{fidelity.backend}'s fp32 scores differ from PyTorch's by "
+        f"{fidelity.relative_score_error or 0.0:.2%} of the largest, measured at export"
+        for variant in manifest.variants
+        for fidelity in variant.fidelity
+        if fidelity.precision is Precision.FP32 and fidelity.status in ("differs", "broken")
+    }
 
 
 def choose_precision(
@@ -188,7 +260,7 @@ def choose_precision(
 
     `auto` takes what `fcn-bench --tune` measured to be fastest here. Without it bf16 where the CPU
     computes in it, else int8 where the CPU has instructions for it, if export measured that labels
-    stay: at least `MIN_LABEL_AGREEMENT` of PyTorch's. Otherwise fp32.
+    stay, see `shortfall`. Otherwise fp32.
 
     Args:
         wanted: a precision, or ``"auto"``.
@@ -273,18 +345,17 @@ def _default(
     if precision is Precision.INT8 and not machine.cpu_abilities().int8:
         return False, "this CPU has no instructions for int8 (fcn-bench --tune finds the fastest)"
     measured = [
-        fidelity.label_agreement
+        fidelity
         for variant in variants
         for fidelity in variant.fidelity
         if (fidelity.backend, fidelity.precision) == (backend.name, precision)
     ]
     if not measured:
         return False, f"{precision} was not measured at export"
-    agreement = min(measured)
-    verdict = f"{precision} kept {agreement:.4%} of PyTorch's labels at export"
-    if agreement >= MIN_LABEL_AGREEMENT:
-        return True, f"{verdict} (at least {MIN_LABEL_AGREEMENT:.1%} needed)"
-    return False, f"{verdict} ({MIN_LABEL_AGREEMENT:.1%} needed)"
+    short = [phrase for fidelity in measured if (phrase := shortfall(fidelity)) is not None]
+    if short:
+        return False, short[0]
+    return True, f"{_kept(measured[0])} ({MIN_LABEL_AGREEMENT:.1%} and {MIN_CLASS_IOU:g} needed)"
 
 
 def _installed(suffix: str) -> tuple[str, ...]:

@@ -102,7 +102,10 @@ def _choose(file: ModelFile, options: OpenOptions) -> tuple[ModelFile, Backend, 
     open_choice = precision == "auto" and file.precision is None and options.providers is None
     tuned = kept_rows(file.manifest) if open_choice and file.manifest is not None else None
     backend, why = choose_backend(
-        wanted, file.path.suffix, tuned=tuned, providers=options.providers
+        *(wanted, file.path.suffix),
+        manifest=file.manifest,
+        tuned=tuned,
+        providers=options.providers,
     )
     if file.backend is not None and file.backend != backend.name:
         raise BackendUnavailableError(

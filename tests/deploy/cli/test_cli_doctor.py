@@ -74,7 +74,12 @@ MANIFEST = Manifest(
             Precision.FP32,
             fidelity=(
                 Fidelity("openvino", Precision.FP32, 1.0, 0.0, miou=0.75, miou_drop=0.0),
-                Fidelity("openvino", Precision.BF16, 0.5, 0.0),
+                Fidelity(
+                    *("openvino", Precision.BF16, 0.5, 0.0),
+                    worst_class_iou=0.25,
+                    images=12,
+                    status="broken",
+                ),
             ),
         ),
     ),
@@ -306,7 +311,10 @@ def test_report_of_a_model_says_why_and_how_well(
     report = capsys.readouterr().out
     assert "runs on                 openvino in fp32" in report
     assert "because" in report
-    assert "at export, openvino bf16: 50.0000% of PyTorch's labels" in report
+    assert (
+        "at export, openvino bf16: 50.0000% of PyTorch's labels, IoU 0.2500 of the worst class, on "
+        "12 images (broken)" in report
+    )
     assert "mean IoU 0.7500" in report
 
 

@@ -62,7 +62,9 @@ def write_artifact(
         Variant(
             "model.onnx",
             precision,
-            fidelity=(Fidelity("onnxruntime", precision, agreement, 0.0),),
+            fidelity=(
+                Fidelity("onnxruntime", precision, agreement, 0.0, worst_class_iou=0.999, images=4),
+            ),
         )
         for precision in (Precision.FP32, Precision.FP16, Precision.INT8)
     ]
