@@ -44,6 +44,16 @@ cv2.imwrite("frame.png", frame_bgr)
 """
 
 
+PHOTOGRAPHS = """
+from importlib.resources import files
+from fcn_export.check.sample_frames import photographs
+
+assert len(dict(photographs())) == 12
+assert (files("fcn_export.check") / "photographs" / "LICENCES.txt").is_file()
+print("the photographs to measure on are there")
+"""
+
+
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fcn-deploy-wheel-") as name:
         folder = Path(name)
@@ -54,6 +64,7 @@ def main() -> int:
             run([binaries / command, "--help"], folder, quiet=True)
             print(f"{command} --help: ok")
         run([binaries / "python", "-c", SEGMENT], folder)
+        run([binaries / "python", "-c", PHOTOGRAPHS], folder)
         run([binaries / "fcn-segment", "frame.png", "-m", "brightest.onnx", "-o", "out"], folder)
         if not any((folder / "out").iterdir()):
             raise SystemExit("fcn-segment wrote nothing into its folder")

@@ -100,6 +100,18 @@ def _add_network_options(parser: Parser) -> None:
         help="labelled folders to measure mean IoU on",
     )
     group.add_argument(
+        "--samples",
+        type=Path,
+        metavar="PATH",
+        help="images folder, image list or video to measure fidelity on, without labels [of "
+        "--calibrate, those that no range is taken from; else photographs]",
+    )
+    group.add_argument(
+        "--allow-broken",
+        action="store_true",
+        help="keep a variant that loses more than 1 %% of the labels",
+    )
+    group.add_argument(
         "--max-miou-drop",
         type=float,
         default=1.0,
@@ -224,6 +236,8 @@ def _request(args: argparse.Namespace) -> ExportRequest:
             precisions=args.precision,
             calibrate=args.calibrate,
             eval_folders=None if args.eval is None else (args.eval[0], args.eval[1]),
+            samples=args.samples,
+            allow_broken=args.allow_broken,
             max_miou_drop=args.max_miou_drop,
             size=args.size,
             min_size=args.min_size,

@@ -22,9 +22,14 @@ from fcn_deploy.graph.analyse import GraphAnalysis, analyse
 from fcn_deploy.graph.scan import scan_onnx
 from fcn_deploy.names import Precision
 from fcn_deploy.opening.choose import graph_precision
-from fcn_export.check.measure import Measured, measure, runners
+from fcn_export.check.measure import MIN_SOUND_AGREEMENT, Measured, measure, runners
 from fcn_export.check.sample_frames import natural_frame
-from fcn_export.check.verify import ParityRow, unseen_shapes, verify
+from fcn_export.check.verify import (
+    MAX_RELATIVE_SCORE_ERROR,
+    ParityRow,
+    unseen_shapes,
+    verify,
+)
 from fcn_export.graph_spec import GraphSpec
 from fcn_export.load.class_names import default_classes, read_classes
 from fcn_export.onnx_file import OnnxFile
@@ -34,6 +39,7 @@ from fcn_export.precision.variants import make_variants
 from fcn_export.report import ExportReport, GraphFile
 from fcn_export.request import ExportRequest
 from fcn_export.requirements import library_versions, require_libraries
+from fcn_export.samples import Samples, choose_samples
 from fcn_export.staged import GraphVariant, Staged, VariantInputs
 from fcn_export.steps import OnStep, Steps
 from fcn_export.trace.stage_module import stage_module
@@ -56,7 +62,7 @@ MAX_MIOU_DROP = "max_miou_drop"
 """Where the manifest's provenance says the allowed loss of mean IoU, in points, if measured."""
 
 _SYNTHETIC_FRAMES = 2
-_SYNTHETIC_SIDE_PX = 768  # at most: measured three times over, and they are not real images
+_SYNTHETIC_SIDE_PX = 768  # at most: they only show the range of values, and are no real images
 _SEED = 40
 
 
@@ -88,7 +94,8 @@ def export_model(
         SourceOpenError: there are no images to calibrate or to measure on.
         NonFiniteWeightsError: a weight is NaN or infinite.
         UnsupportedModelError: no exporter takes the model, or it is bound to one size.
-        ParityError: the graph does not compute what the model computes.
+        ParityError: the graph does not compute what the model computes, or a variant keeps so few
+            labels that it is broken, unless `allow_broken`.
         BudgetError: a variant loses more mean IoU than allowed.
         ManifestError: the class names do not fit the network.
         BackendUnavailableError: a library is missing.
@@ -98,8 +105,9 @@ def export_model(
     request = request or ExportRequest()
     named = None if request.classes_file is None else read_classes(request.classes_file)
     labelled = None if request.eval_folders is None else EvalSet.find(*request.eval_folders)
-    if request.calibrate is not None:
-        check_source(request.calibrate)
+    for source in (request.calibrate, request.samples):
+        if source is not None:
+            check_source(source)
     setup = set_up_plans(request)
     steps = Steps(on_step)
     with ArtifactWriter(output, force=request.force) as writer, ExitStack() as stack:
@@ -117,9 +125,12 @@ def export_model(
             steps=steps,
         )
         variants = make_variants(inputs, request.wanted_precisions())
-        own, measured = _measure(inputs, variants)
-        report = _report(writer.path, staged, classes, parity, variants, own, measured, labelled)
+        samples = choose_samples(request, labelled, staged.spec, staged.shapes)
+        own, measured = _measure(inputs, variants, samples)
+        report = _report(writer.path, staged, classes, parity, variants, own, measured, samples)
         _check_budget(report, request)
+        if not request.allow_broken:
+            _check_broken(report)
         plans = build_plans(setup, request, staged, variants, writer=writer, steps=steps)
         report = _with_plans(report, setup, plans)
         with steps.step("write"):
@@ -190,7 +201,7 @@ def _reader(staged: Staged, labelled: EvalSet | None) -> Callable[[], Iterator[E
 
 
 def _measure(
-    inputs: VariantInputs, variants: tuple[GraphVariant, ...]
+    inputs: VariantInputs, variants: tuple[GraphVariant, ...], samples: Samples
 ) -> tuple[Measured, tuple[Measured, ...]]:
     staged, steps = inputs.staged, inputs.steps
     graphs = {variant.precision: variant.file for variant in variants}
@@ -201,13 +212,13 @@ def _measure(
             staged.reference,
             staged.spec,
             staged.shapes,
-            inputs.items(),
+            samples.items(),
             candidates=candidates,
-            has_labels=inputs.has_labels,
+            has_labels=samples.has_labels,
             on_progress=steps.tell,
         )
         names = ", ".join(str(candidate) for candidate in candidates)
-        steps.tell(f"{names} on {'labelled images' if inputs.has_labels else 'synthetic frames'}")
+        steps.tell(f"{names} on {samples.what}")
     return own, measured
 
 
@@ -229,7 +240,7 @@ def _report(
     variants: tuple[GraphVariant, ...],
     own: Measured,
     measured: tuple[Measured, ...],
-    labelled: EvalSet | None,
+    samples: Samples,
 ) -> ExportReport:
     notes = list(staged.notes)
     if staged.file.weights is not None:
@@ -241,10 +252,7 @@ def _report(
         for entry in measured
         if (runner := entry.runner) is not None and runner.precision is Precision.FP16
     ]
-    if labelled is None:
-        images = f"{_SYNTHETIC_FRAMES} synthetic frames"
-    else:
-        images = f"{len(labelled)} labelled images"
+    notes += _evidence_notes(own, measured)
     return ExportReport(
         path=path,
         source=staged.source,
@@ -260,8 +268,26 @@ def _report(
         parity=parity,
         model=own,
         measured=measured,
-        images=images,
+        images=samples.what,
     )
+
+
+def _evidence_notes(own: Measured, measured: tuple[Measured, ...]) -> Iterator[str]:
+    """Say which backend is not to be trusted, and where measurements show too little."""
+    found = [entry.fidelity(own) for entry in measured if entry.failure is None]
+    for entry in found:
+        if entry.precision is Precision.FP32 and entry.status in ("differs", "broken"):
+            yield (
+                f"{entry.backend} fp32 is not the model: its scores differ by up to "
+                f"{entry.relative_score_error or 0.0:.2%} of the largest, rounding explains "
+                f"{MAX_RELATIVE_SCORE_ERROR:.1%}; backend auto takes another."
+            )
+    if any(entry.status == "no evidence" for entry in found):
+        images = max(entry.images for entry in found)
+        yield (
+            f"{images or 'None'} of the measured images show more than one class, too few to tell "
+            "how near reduced precisions come: auto stays at fp32. Name some with --samples PATH."
+        )
 
 
 def _with_plans(
@@ -297,6 +323,37 @@ def _check_budget(report: ExportReport, request: ExportRequest) -> None:
             hint=f"Leave {fidelity.precision} out of --precision, or allow more with "
             "--max-miou-drop.",
         )
+
+
+def _check_broken(report: ExportReport) -> None:
+    """Refuse variants that keep too few labels, where their backend computes fp32 right.
+
+    Raises:
+        ParityError: one does, or fp32 itself on every backend.
+    """
+    found = [
+        (entry.runner, entry.fidelity(report.model))
+        for entry in report.measured
+        if entry.failure is None and entry.runner is not None
+    ]
+    exact = [fidelity for _, fidelity in found if fidelity.precision is Precision.FP32]
+    sound = {fidelity.backend for fidelity in exact if fidelity.status == "ok"}
+    all_broken = bool(exact) and all(fidelity.status == "broken" for fidelity in exact)
+    for runner, fidelity in found:
+        # bf16 has no file of its own: the artifact holds nothing that could be left out
+        variant = fidelity.precision in (Precision.FP16, Precision.INT8)
+        if fidelity.status != "broken":
+            continue
+        if (variant and fidelity.backend in sound) or (not variant and all_broken):
+            worst = fidelity.worst_image
+            raise ParityError(
+                f"{runner} keeps {fidelity.label_agreement:.2%} of {report.reference}'s labels on "
+                f"{report.images}"
+                + ("" if worst is None else f", {worst.label_agreement:.2%} of '{worst.name}'")
+                + f"; below {MIN_SOUND_AGREEMENT:.0%} a variant is broken.",
+                hint=f"Leave {fidelity.precision} out of --precision, name typical images with "
+                "--samples, or keep it all the same with --allow-broken.",
+            )
 
 
 def _manifest(

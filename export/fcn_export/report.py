@@ -144,7 +144,12 @@ class ExportReport:
             "boundary_share": fidelity.boundary_share,
             "miou_vs_baseline": _number(fidelity.miou_vs_baseline),
             "worst_image": None if worst is None else asdict(worst),
+            "worst_class_iou": fidelity.worst_class_iou,
+            "images": fidelity.images,
+            "pixels": fidelity.pixels,
+            "status": fidelity.status,
             "max_score_error": entry.max_score_error,
+            "relative_score_error": fidelity.relative_score_error,
             "miou_drop": _number(fidelity.miou_drop),
             **self._figures(entry),
         }

@@ -28,6 +28,9 @@ class ExportRequest:
         precisions: names; None means fp32 and fp16, and int8 where `calibrate` is given. The fp32
             graph is always in the artifact: it is the one that is verified.
         calibrate: images folder, image list or video, for INT8 ranges.
+        samples: images folder, image list or video to measure fidelity on, where `eval_folders` is
+            None; None means images of `calibrate` that no range is taken from, else photographs.
+        allow_broken: keep variants that lose more than 1 % of the labels.
         max_miou_drop: with `eval_folders`, the most that a variant may lose, in points.
         engine: what builds plans: ``"auto"`` takes whichever library is installed and able, and
             leaves plans out where none is; ``"none"`` builds none.
@@ -46,6 +49,8 @@ class ExportRequest:
     precisions: Sequence[str] | None = None
     calibrate: Path | None = None
     eval_folders: tuple[Path, Path] | None = None
+    samples: Path | None = None
+    allow_broken: bool = False
     max_miou_drop: float = 1.0
     size: tuple[int, int] = (512, 512)
     min_size: tuple[int, int] | None = None

@@ -144,8 +144,13 @@ def test_the_manifest_says_what_was_made_and_measured(exported: ExportReport) ->
             assert entry.miou_vs_baseline is not None
             assert 0.9 < entry.miou_vs_baseline <= 1
             assert entry.worst_image is not None
-            assert entry.worst_image.name.startswith("synthetic")
+            assert entry.worst_image.name.endswith(".jpg")
             assert entry.worst_image.label_agreement <= entry.label_agreement
+            assert entry.worst_image.worst_class_iou is not None
+            assert entry.worst_class_iou is not None
+            assert 0.9 < entry.worst_class_iou <= 1
+            assert (entry.images, entry.pixels) == (12, 10 * 53 * 80 + 2 * 96 * 64)
+            assert entry.status in ("ok", "below")
 
 
 def test_the_report_has_figures_and_timings_for_every_step(exported: ExportReport) -> None:

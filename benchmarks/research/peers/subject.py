@@ -61,7 +61,9 @@ def make_subject(name: str, module: nn.Module, *, folder: Path, say: Say) -> Sub
         from fcn_export.export import ExportRequest, export_model
 
         say(f"exporting {name} with fcn-export, once")
-        export_model(subject.checkpoint, subject.artifact, request=ExportRequest(size=(256, 320)))
+        # what is raced has random weights, too: labels of near ties that anything may tip
+        request = ExportRequest(size=(256, 320), allow_broken=True)
+        export_model(subject.checkpoint, subject.artifact, request=request)
     if not subject.graph.is_file():
         say(f"exporting {name} with torch.onnx.export, once")
         _write(subject.graph, lambda path: export_as_a_user(module, path))

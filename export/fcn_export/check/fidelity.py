@@ -35,7 +35,7 @@ NEAR_TIE_SHARE = 0.01
 """Of the spread of the reference's scores: a margin of more is no tie, however a variant errs."""
 
 MIN_CLASS_SHARE = 1e-3
-"""Of the pixels: a class with fewer is left out of the worst class's IoU, a few pixels decide it."""
+"""Of the pixels: the worst class is none of those with fewer, where a few pixels decide."""
 
 
 @dataclass(frozen=True, slots=True)

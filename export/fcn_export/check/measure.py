@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from fcn_deploy.backends import backend_names, get_backend
 from fcn_deploy.backends.base import ExecutionContext
 from fcn_deploy.errors import ArtifactError, ExecutionError, NonFiniteOutputError
 from fcn_deploy.names import Array, Precision
-from fcn_deploy.opening.choose import graph_precision
+from fcn_deploy.opening.choose import graph_precision, lacks_evidence, shortfall
 from fcn_export.check.fidelity import (
     Disagreement,
     border_mask,
@@ -22,16 +22,21 @@ from fcn_export.check.fidelity import (
     mean_iou,
     split_disagreement,
     top_two_margin,
+    worst_class_iou,
 )
 from fcn_export.check.reference import Reference, labels_of
 from fcn_export.check.sample_frames import as_batch
+from fcn_export.check.verify import MAX_REAL_SHARE, MAX_RELATIVE_SCORE_ERROR
 from fcn_export.graph_spec import INPUT_NAME, SCORES, GraphSpec
 from fcn_export.onnx_file import OnnxFile
 from fcn_models.labelled_images import EvalItem
 
-__all__ = ["MAX_HELD_BYTES", "Measured", "Runner", "measure", "runners"]
+__all__ = ["MAX_HELD_BYTES", "MIN_SOUND_AGREEMENT", "Measured", "Runner", "measure", "runners"]
 
 log = logging.getLogger(__name__)
+
+MIN_SOUND_AGREEMENT = 0.99
+"""Of PyTorch's labels: a variant that keeps fewer is broken, whatever explains it."""
 
 MAX_HELD_BYTES = 256_000_000
 """Scores of the model that are kept until every candidate has been held against them."""
@@ -55,6 +60,10 @@ class Measured:
     Attributes:
         runner: None for the model itself.
         max_score_error: largest absolute difference from the model's scores.
+        relative_score_error: largest difference, of the model's largest score of the same image.
+        images: how many count: those on which the model finds more than one class.
+        disagreement: of the labels of these.
+        one_class: the same of the other images, which show nothing of how classes are told apart.
         confusion: int64 [C, C] against ground truth; None where there is none.
         model_confusion: int64 [C, C] against the model's labels; None for the model itself.
         worst: the image with the fewest labels in agreement; None for the model itself.
@@ -63,7 +72,10 @@ class Measured:
 
     runner: Runner | None
     max_score_error: float = 0.0
+    relative_score_error: float = 0.0
+    images: int = 0
     disagreement: Disagreement = field(default_factory=lambda: Disagreement(0, 0, 0, 0))
+    one_class: Disagreement = field(default_factory=lambda: Disagreement(0, 0, 0, 0))
     confusion: Array | None = None
     model_confusion: Array | None = None
     worst: WorstImage | None = None
@@ -90,11 +102,15 @@ class Measured:
 
     def count_model(self, name: str, found: Disagreement, confusion: Array) -> None:
         """Add one image held against the model's labels; confusion is int64 [C, C]."""
+        if np.count_nonzero(confusion.sum(axis=1)) < 2:
+            self.one_class += found
+            return
+        self.images += 1
         self.disagreement += found
         known = self.model_confusion
         self.model_confusion = confusion if known is None else known + confusion
         if self.worst is None or found.label_agreement < self.worst.label_agreement:
-            self.worst = WorstImage(name, found.label_agreement)
+            self.worst = WorstImage(name, found.label_agreement, worst_class_iou(confusion))
 
     def fidelity(self, model: Measured) -> Fidelity:
         """Give the figures for the manifest, held against the model's own.
@@ -107,17 +123,36 @@ class Measured:
         drop = None
         if self.miou is not None and model.miou is not None:
             drop = 100.0 * (model.miou - self.miou)
-        return Fidelity(
+        found = self.disagreement if self.images else self.one_class
+        known = self.model_confusion
+        fidelity = Fidelity(
             backend=self.runner.backend,
             precision=self.runner.precision,
-            label_agreement=self.disagreement.label_agreement,
-            near_tie_share=self.disagreement.near_tie_share,
+            label_agreement=found.label_agreement,
+            near_tie_share=found.near_tie_share,
             miou=self.miou,
             miou_drop=drop,
             miou_vs_baseline=self.miou_vs_baseline,
-            boundary_share=self.disagreement.boundary_share,
+            boundary_share=found.boundary_share,
             worst_image=self.worst,
+            worst_class_iou=None if known is None else worst_class_iou(known),
+            images=self.images,
+            pixels=self.disagreement.pixels,
+            relative_score_error=self.relative_score_error,
         )
+        return replace(fidelity, status=self._status(fidelity))
+
+    def _status(self, fidelity: Fidelity) -> str:
+        """Judge as `Fidelity.status` says: fp32 as verification does, others as `auto` does."""
+        if fidelity.label_agreement < MIN_SOUND_AGREEMENT:
+            return "broken"
+        if fidelity.precision is Precision.FP32:
+            real = (self.disagreement + self.one_class).real_share
+            exact = self.relative_score_error <= MAX_RELATIVE_SCORE_ERROR
+            return "ok" if exact and real <= MAX_REAL_SHARE else "differs"
+        if lacks_evidence(fidelity):
+            return "no evidence"
+        return "ok" if shortfall(fidelity) is None else "below"
 
 
 def runners(graphs: Iterable[Precision] = (Precision.FP32,)) -> tuple[Runner, ...]:
@@ -269,6 +304,8 @@ def _count(
     if not np.isfinite(error):
         raise NonFiniteOutputError(f"the scores of '{answer.name}' hold NaN or infinity.")
     measured.max_score_error = max(measured.max_score_error, error)
+    largest = max(float(np.abs(answer.scores).max()), float(np.finfo(np.float32).tiny))
+    measured.relative_score_error = max(measured.relative_score_error, error / largest)
     found_labels = labels.astype(answer.labels.dtype)
     measured.count_model(
         answer.name,

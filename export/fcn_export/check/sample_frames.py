@@ -1,7 +1,9 @@
-"""Frames for checks: seeded ones that look somewhat like photographs; any as a graph takes it."""
+"""Frames for checks: photographs, seeded ones somewhat like them; any as a graph takes it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +15,7 @@ from fcn_deploy.preprocess import pad_frame
 if TYPE_CHECKING:
     from fcn_export.graph_spec import GraphSpec
 
-__all__ = ["as_batch", "natural_batch", "natural_frame"]
+__all__ = ["as_batch", "at_usual_size", "natural_batch", "natural_frame", "photographs"]
 
 
 def natural_frame(height: int, width: int, seed: int) -> Array:
@@ -47,6 +49,47 @@ def natural_frame(height: int, width: int, seed: int) -> Array:
 def natural_batch(batch: int, height: int, width: int, seed: int) -> Array:
     """Stack `batch` different natural frames: uint8 [batch, height, width, 3]."""
     return np.stack([natural_frame(height, width, seed + index) for index in range(batch)])
+
+
+def photographs() -> Iterator[tuple[str, Array]]:
+    """Read the photographs that the package brings, in the order of their names.
+
+    Of people, an animal, buildings, things and textures; `LICENCES.txt` beside them says whose.
+
+    Returns:
+        Names, and frames, uint8 [256, 384, 3] or [384, 256, 3], blue, green, red.
+    """
+    import cv2
+
+    folder = files("fcn_export.check") / "photographs"
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".jpg"):
+            data = np.frombuffer(file.read_bytes(), np.uint8)
+            yield file.name, np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
+
+
+def at_usual_size(frame: Array, shapes: ShapeRange) -> Array:
+    """Reduce a frame that is larger than the usual size, and enlarge one below the smallest.
+
+    Args:
+        frame: uint8 [H, W, 3].
+
+    Returns:
+        uint8 [H', W', 3]: the frame itself where it fits. What is reduced keeps its proportions.
+    """
+    import cv2
+
+    height, width = frame.shape[:2]
+    scale = min(1.0, shapes.opt[1] / height, shapes.opt[2] / width)
+    size = (
+        max(round(height * scale), shapes.min[1], 1),
+        max(round(width * scale), shapes.min[2], 1),
+    )
+    if size == (height, width):
+        return frame
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized: Array = cv2.resize(frame, size[::-1], interpolation=method)
+    return resized
 
 
 def as_batch(frame: Array, spec: GraphSpec, shapes: ShapeRange) -> Array:

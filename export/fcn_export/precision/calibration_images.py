@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ MAX_PIXELS = 16_000_000
 """In all images at the usual size together: 61 of 512x512, for a few minutes of a large network."""
 
 _MIN_IMAGES = 16
+_HELD_OUT = 12
+_MIN_HELD_OUT = 4  # as many as `auto` asks for
 _CHUNK_BYTES = 1 << 20
 
 
@@ -39,6 +41,7 @@ class CalibrationImages:
         indices: frames of the video that were chosen; empty for images.
         total: images or frames that the source has.
         sha256: of what was chosen: the files' content, or the video's with the indices.
+        held_out: places, among all, of some that were not chosen; empty where all were.
     """
 
     path: Path
@@ -46,10 +49,16 @@ class CalibrationImages:
     indices: tuple[int, ...]
     total: int
     sha256: str
+    held_out: tuple[int, ...] = ()
 
     @classmethod
     def find(
-        cls, path: Path, *, size: tuple[int, int], limit: int = MAX_IMAGES
+        cls,
+        path: Path,
+        *,
+        size: tuple[int, int],
+        limit: int = MAX_IMAGES,
+        hold_out: bool = False,
     ) -> CalibrationImages:
         """Choose the images of a source.
 
@@ -57,42 +66,73 @@ class CalibrationImages:
             path: a folder of images, a text file that lists one image a line (relative to the
                 file's own folder), an image, or a video.
             size: usual (height, width) in px: the larger it is, the fewer images are chosen.
+            hold_out: leave up to 12 out, which `others` gives; of fewer than 20 images, none.
 
         Raises:
             SourceOpenError: there is nothing to read, or a listed image is missing.
         """
         count = max(min(_MIN_IMAGES, limit), min(limit, MAX_PIXELS // (size[0] * size[1])))
         if path.is_file() and address_kind(path) is not AddressKind.IMAGE and _is_text(path):
-            return cls._of_files(path, _read_list(path), count)
+            return cls._of_files(path, _read_list(path), count, hold_out)
         source = open_source(path)
         if isinstance(source, ImageSource):
             files = list_images(path) if path.is_dir() else [path]
-            return cls._of_files(path, files, count)
+            return cls._of_files(path, files, count, hold_out)
         if isinstance(source, VideoFileSource):
-            return cls._of_video(path, count)
+            return cls._of_video(path, count, hold_out)
         raise SourceOpenError(
             f"'{path}' is no folder of images, list of images or video file.",
             hint="Save some frames to a folder and calibrate on that.",
         )
 
     @classmethod
-    def _of_files(cls, path: Path, files: list[Path], count: int) -> CalibrationImages:
-        chosen = tuple(files[index] for index in _spread(len(files), count))
+    def _of_files(
+        cls, path: Path, files: list[Path], count: int, hold_out: bool
+    ) -> CalibrationImages:
+        indices, held_out = _choose(len(files), count, hold_out=hold_out)
+        chosen = tuple(files[index] for index in indices)
         digest = hashlib.sha256()
         for file in chosen:
             digest.update(_file_digest(file))
-        return cls(path, files=chosen, indices=(), total=len(files), sha256=digest.hexdigest())
+        return cls(
+            path,
+            files=chosen,
+            indices=(),
+            total=len(files),
+            sha256=digest.hexdigest(),
+            held_out=held_out,
+        )
 
     @classmethod
-    def _of_video(cls, path: Path, count: int) -> CalibrationImages:
+    def _of_video(cls, path: Path, count: int, hold_out: bool) -> CalibrationImages:
         total = _count_frames(path)
-        indices = _spread(total, count)
+        indices, held_out = _choose(total, count, hold_out=hold_out)
         digest = hashlib.sha256(_file_digest(path))
         digest.update(repr(indices).encode())
-        return cls(path, files=(), indices=indices, total=total, sha256=digest.hexdigest())
+        return cls(
+            path,
+            files=(),
+            indices=indices,
+            total=total,
+            sha256=digest.hexdigest(),
+            held_out=held_out,
+        )
+
+    def others(self) -> CalibrationImages | None:
+        """Give images that no range is taken from; None where there are none."""
+        if not self.held_out:
+            return None
+        if not self.files:
+            return replace(self, indices=self.held_out, held_out=())
+        every = _listed(self.path)
+        return replace(self, files=tuple(every[index] for index in self.held_out), held_out=())
 
     def __len__(self) -> int:
         return len(self.files) or len(self.indices)
+
+    def names(self) -> list[str]:
+        """Name the images in the order of `frames`: files, or frames of the video."""
+        return [file.name for file in self.files] or [f"frame {index}" for index in self.indices]
 
     def frames(self, *, color: ColorOrder) -> Iterator[Array]:
         """Read the images in order: uint8 [H, W, 3] each, channels in the order asked for.
@@ -145,6 +185,22 @@ def fit_frame(frame: Array, shapes: ShapeRange) -> Array:
     part = frame[crops[0], crops[1]]
     height, width = shapes.padded_size(max(part.shape[0], low[0]), max(part.shape[1], low[1]))
     return np.ascontiguousarray(pad_frame(np.ascontiguousarray(part), (height, width))[None])
+
+
+def _listed(path: Path) -> list[Path]:
+    """List the image files of a folder or a list."""
+    return list_images(path) if path.is_dir() else _read_list(path)
+
+
+def _choose(total: int, count: int, *, hold_out: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Choose places for ranges, and some of the others to hold out."""
+    if hold_out and total >= _MIN_IMAGES + _MIN_HELD_OUT:
+        count = min(count, max(_MIN_IMAGES, total - _HELD_OUT))
+    chosen = _spread(total, count)
+    others = sorted(set(range(total)).difference(chosen))
+    if not hold_out or len(others) < _MIN_HELD_OUT:
+        return chosen, ()
+    return chosen, tuple(others[index] for index in _spread(len(others), _HELD_OUT))
 
 
 def _spread(total: int, count: int) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ def make_int8(inputs: VariantInputs) -> GraphVariant:
     staged, tell, path = inputs.staged, inputs.steps.tell, inputs.calibrate
     if path is None:
         raise ValueError("int8 needs calibration images")
-    images = CalibrationImages.find(path, size=staged.shapes.opt[1:])
+    images = CalibrationImages.find(path, size=staged.shapes.opt[1:], hold_out=True)
     model = prepare(staged.file.load())
     table = calibrate(
         model,
