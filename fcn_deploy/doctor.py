@@ -1,4 +1,4 @@
-"""What can run here, what is missing, and what a model would run on and why."""
+"""Diagnose what can run here, what is missing, and what a model would run on and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels as pictures: the PASCAL VOC palette, colour maps and overlays. All pictures are BGR."""
+"""Draw labels as pictures: the PASCAL VOC palette, colour maps and overlays, all in BGR."""
 
 from __future__ import annotations
 

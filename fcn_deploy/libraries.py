@@ -1,4 +1,4 @@
-"""Libraries that the project uses: what for, what installs them, and which releases are too old."""
+"""List the libraries that the project uses: purpose, install command, releases that are too old."""
 
 from __future__ import annotations
 

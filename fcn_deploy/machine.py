@@ -1,4 +1,4 @@
-"""What this machine offers a network: instructions, usable cores, GPUs, library versions."""
+"""Describe what this machine offers: instructions, usable cores, GPUs, library versions."""
 
 from __future__ import annotations
 

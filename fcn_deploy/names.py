@@ -1,4 +1,4 @@
-"""What a tensor is called, how it is typed and shaped; in which precision a network computes."""
+"""Define tensor specifications, array types and precisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frame to network input: what a frame must be, and how it becomes the tensor a graph takes."""
+"""Check frames and convert them to the tensor that a graph takes."""
 
 from __future__ import annotations
 

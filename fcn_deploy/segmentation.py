@@ -1,4 +1,4 @@
-"""What a frame was segmented into: labels, and the pictures and figures that follow from them."""
+"""Hold the result of one frame: its labels, and the pictures and figures made of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users hold: a frame goes in, its labels come out."""
+"""Segment frames: `Segmenter` takes a frame and gives its labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime and OpenVINO, imported so that they report nothing about their user.
+"""Import ONNX Runtime and OpenVINO so that they report nothing about their user.
 
 All modules import the two through this one. Both decide at import: ONNX Runtime 1.29 and later
 keeps events for a collector in the user's cache folder, OpenVINO sends one to Google Analytics.

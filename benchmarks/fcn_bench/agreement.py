@@ -1,4 +1,4 @@
-"""Whether what was timed is right: labels against PyTorch's, and against ground truth."""
+"""Compare the labels of what was timed with PyTorch's labels and with ground truth."""
 
 from __future__ import annotations
 

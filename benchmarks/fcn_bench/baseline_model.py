@@ -1,4 +1,4 @@
-"""Which PyTorch model a target is compared with: the one given, or the one its manifest names."""
+"""Find the PyTorch model that a target is compared with: the given one, or the manifest's."""
 
 from __future__ import annotations
 

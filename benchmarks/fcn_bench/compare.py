@@ -1,4 +1,4 @@
-"""`--compare`: the rows of this run against those of an earlier report of the same kind."""
+"""Compare the rows of this run with those of an earlier report, for `--compare`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a measurement was made, and what else the machine was doing meanwhile."""
+"""Describe the machine of a measurement, and the CPU time that other processes took."""
 
 from __future__ import annotations
 

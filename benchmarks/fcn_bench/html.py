@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing from outside: no script, no font, no picture."""
+"""Write a report as one HTML page that loads nothing: no script, no font, no picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames to time on: the user's, resized to each size, or seeded ones much like photographs."""
+"""Give the frames to time on: the user's, resized to each size, or seeded synthetic ones."""
 
 from __future__ import annotations
 

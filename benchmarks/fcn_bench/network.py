@@ -1,4 +1,4 @@
-"""One network, whoever runs it, in three steps that can be timed: prepare, compute, finish."""
+"""Run any network in three steps that are timed apart: prepare, compute, finish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker is told to load: an artifact on a backend, or the PyTorch baseline."""
+"""Open what a worker process is told to load: an artifact on a backend, or the PyTorch baseline."""
 
 from __future__ import annotations
 

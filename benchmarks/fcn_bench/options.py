@@ -1,4 +1,4 @@
-"""What a caller may ask of a benchmark."""
+"""Hold the options of a benchmark, checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parent's side of a worker process: requests out, answers in, and how it ends."""
+"""Start a worker process, send it requests, and read its answers."""
 
 from __future__ import annotations
 

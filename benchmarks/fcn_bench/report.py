@@ -1,4 +1,4 @@
-"""What a benchmark found: rows and their surroundings, and the JSON that others' scripts read."""
+"""Hold what a benchmark found as rows, and write the JSON that other people's scripts read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows take turns: in every round each of them runs for a slice of time, in another order.
+"""Let rows take turns: in every round each of them runs for a slice of time, in another order.
 
 What drifts while a benchmark runs (clock frequency, temperature, other programs) then falls on all
 rows alike, and the rounds are the units that the interval of a speed-up is drawn from.

@@ -1,4 +1,4 @@
-"""The benchmark itself: every size and batch asked for, and one report of them all."""
+"""Measure every size and batch that was asked for, and make one report of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which processes measure a size, and which rows their series make."""
+"""Decide which processes measure a size, and make rows of what they measured."""
 
 from __future__ import annotations
 

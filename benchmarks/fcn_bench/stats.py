@@ -1,4 +1,4 @@
-"""What a series of durations says: percentiles, spread, trend, and the ratio of two series."""
+"""Summarise series of durations: percentiles, spread, trend, and the ratio of two series."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames at a fixed rate, whether or not the network keeps up: from decoding to written labels.
+"""Time frames that arrive at a fixed rate, from decoding to written labels.
 
 A frame arrives as a JPEG, as a camera sends it, goes through a `VideoPipeline`, and its labels are
 written as a PNG, as `fcn-segment --view labels` does. Its latency counts from when it was due: a

@@ -1,4 +1,4 @@
-"""A report for reading: table on the terminal, Markdown, CSV; and the parts that pages share."""
+"""Show a report as a table on the terminal, as Markdown and as CSV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is benchmarked: an artifact, a file in one, or a graph of anyone's making."""
+"""Read what is to be benchmarked: an artifact, a file in one, or a bare graph."""
 
 from __future__ import annotations
 

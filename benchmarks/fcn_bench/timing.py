@@ -1,4 +1,4 @@
-"""How one thing is timed: warm-up until steady, then slices of calls, on a clock that can be faked.
+"""Time calls: warm up until they are steady, then run slices of them, on any clock.
 
 Every row runs in a worker process of its own (`fcn_bench.worker`), and the rows take turns
 (`fcn_bench.rounds`): while one runs, the others block on a pipe. Each inference library keeps a

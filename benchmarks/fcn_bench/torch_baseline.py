@@ -1,4 +1,4 @@
-"""The baseline: PyTorch on the CPU, as a careful user would run it for inference.
+"""Run the baseline: PyTorch on the CPU, in the modes that a careful user would try.
 
 `compute` is the module alone: normalised float tensor in, scores out, with whatever upsampling
 the module does itself. `frame` adds what an artifact's graph has inside: uint8 BGR frame to float

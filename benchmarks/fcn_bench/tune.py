@@ -1,4 +1,4 @@
-"""`--tune`: of what was measured, the fastest within the budget becomes this machine's choice."""
+"""Keep the fastest variant within the budget as this machine's choice, for `--tune`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that one row runs in: reads requests as JSON lines, answers each with one line.
+"""Serve one row in a process of its own: read requests as JSON lines, answer each with one line.
 
 Arrays go through ``.npy`` files in the benchmark's temporary folder; nothing is unpickled. The
 process ends when its input does, so that it never outlives the benchmark.

@@ -1,4 +1,4 @@
-"""OpenVINO's latency and labels on our Q/DQ graph, and on the network as its own NNCF quantises it.
+"""Compare OpenVINO's latency and labels on our Q/DQ graph with those on NNCF's own INT8 graph.
 
     python -m venv build/nncf && build/nncf/bin/pip install nncf openvino==2026.4.1
     python -m benchmarks.research.int8_vs_nncf build/demo/brain_tissue.fcn \

@@ -1,4 +1,4 @@
-"""What an exported graph takes and gives: colours, normalisation, head, class count, size rule."""
+"""Describe what an exported graph takes and gives: colours, head, classes, size rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system, so that one step's peak does not stand on another's."""
+"""Give freed memory back to the system, so that the peaks of two steps do not add up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An ONNX model as bytes; weights beyond protobuf's limit in one plain file beside it."""
+"""Hold an ONNX model as bytes, and write weights beyond protobuf's limit to a file beside it."""
 
 from __future__ import annotations
 

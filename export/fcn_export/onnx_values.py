@@ -1,4 +1,4 @@
-"""Names and constants of an `onnx_ir` graph, whose values know who makes and reads them."""
+"""Find names and constants of an `onnx_ir` graph, and the nodes that make and read a value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plans of an artifact: what builds them, one for each precision, or why there is none.
+"""Build the plans of an artifact, one for each precision, or note why one cannot be built.
 
 What a user named must be built, or the export fails. What `auto` tries and cannot build is noted,
 for the artifact is of use without it.

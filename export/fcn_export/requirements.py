@@ -1,4 +1,4 @@
-"""Libraries that an export needs: asked for early, and named in the artifact."""
+"""Check early that the libraries an export needs are here, and name their versions."""
 
 from __future__ import annotations
 

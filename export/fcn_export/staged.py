@@ -1,4 +1,4 @@
-"""What lies in the staging folder of an export: the verified graph, and the variants of it."""
+"""Hold what lies in the staging folder of an export: the verified graph and its variants."""
 
 from __future__ import annotations
 

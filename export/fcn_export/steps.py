@@ -1,4 +1,4 @@
-"""The steps of an export: timed, and told to whoever waits."""
+"""Time the steps of an export, and tell a listener of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An export on the terminal: one line a step on stderr, the final table on stdout."""
+"""Show an export on the terminal: one line a step on stderr, the final table on stdout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an image classifier to a network that labels every pixel (Long, Shelhamer, Darrell 2015)."""
+"""Turn a classifier into a network that labels every pixel (Long, Shelhamer, Darrell 2015)."""
 
 from __future__ import annotations
 

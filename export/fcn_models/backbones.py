@@ -1,4 +1,4 @@
-"""The classifiers that an FCN is made of: torchvision's, at full width or narrower."""
+"""Make the classifiers that an FCN is built on: torchvision's, at full width or narrower."""
 
 from __future__ import annotations
 

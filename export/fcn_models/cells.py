@@ -1,4 +1,4 @@
-"""Whether a network's maps have as many cells as its strides say, found by running it."""
+"""Check, by running a network, that its maps have as many cells as its strides say."""
 
 from __future__ import annotations
 

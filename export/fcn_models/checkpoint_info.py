@@ -1,4 +1,4 @@
-"""The facts that a checkpoint of the FCN family holds beside its weights, as one JSON text."""
+"""Read and write the facts that an FCN's checkpoint holds beside its weights, as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An FCN in a file: weights, and the plain facts that are needed to build and to run it.
+"""Save and load an FCN: its weights, and the facts needed to build and to run it.
 
 The facts are one JSON text: beside the state dict in a `.pt`, in the header of a `.safetensors`.
 Both are read without running anything of the file.

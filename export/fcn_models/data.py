@@ -1,4 +1,4 @@
-"""Labelled images for training: folders of pictures and label maps, or PASCAL VOC."""
+"""Read labelled images for training, from folders or from PASCAL VOC."""
 
 from __future__ import annotations
 

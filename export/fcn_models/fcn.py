@@ -1,4 +1,4 @@
-"""FCN-32s, FCN-16s and FCN-8s over any classifier: scores, skips, upsampling to every pixel.
+"""Build FCN-32s, FCN-16s and FCN-8s on any classifier: scores, skips, upsampling to every pixel.
 
 After Long, Shelhamer and Darrell, Fully Convolutional Networks for Semantic Segmentation (CVPR
 2015; with Shelhamer first in PAMI 39(4), 2017, which trains skips all at once, too).

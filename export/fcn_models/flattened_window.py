@@ -1,4 +1,4 @@
-"""The window of features that a classifier flattens, and its layers when nothing is flattened."""
+"""Find the window of features that a classifier flattens, and the layers that read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a classifier makes one vector of its features, whether it flattens or pools them."""
+"""Find where a classifier makes one vector of its features, by flattening or by pooling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an error of another library, or of the user's network, says in one line."""
+"""Give an error of another library, or of the user's network, as one line."""
 
 from __future__ import annotations
 

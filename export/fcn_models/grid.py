@@ -1,4 +1,4 @@
-"""Where the cells of a feature map lie in the image: their stride, their offset, what they see."""
+"""Compute where the cells of a feature map lie in the image: stride, offset, what they see."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled images in two folders: the same stems, one single-channel PNG of class ids each."""
+"""Read labelled images from two folders: the same stems, single-channel PNGs of class ids."""
 
 from __future__ import annotations
 

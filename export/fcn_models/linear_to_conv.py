@@ -1,4 +1,4 @@
-"""A classifier made fully convolutional: its linear layers become convolutions of equal weights.
+"""Make a classifier fully convolutional: linear layers become convolutions of equal weights.
 
 The classifier is traced with torch.fx. Where its features are flattened, the flattening goes, and
 each linear layer behind it becomes a convolution over what it has seen: the window of the features

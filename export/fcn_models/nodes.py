@@ -1,4 +1,4 @@
-"""What a node of a traced network is, whether it is written as a layer, a function or a method."""
+"""Tell what a node of a traced network does, be it a layer, a function or a method."""
 
 from __future__ import annotations
 

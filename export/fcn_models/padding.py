@@ -1,4 +1,4 @@
-"""How much a trunk's windows are padded: as in the paper, or so that cells cover the image."""
+"""Choose the padding of a trunk's windows: the paper's, or so that cells cover the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross-entropy of every labelled pixel, of two classes or more."""
+"""Compute the cross-entropy of every labelled pixel, for any number of classes."""
 
 from __future__ import annotations
 

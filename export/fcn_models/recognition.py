@@ -1,4 +1,4 @@
-"""Which of the known classifiers a network is: by its weights alone, or by all that it computes."""
+"""Recognise a known classifier, by its weights alone or by all that it computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A classifier traced with torch.fx, with the shapes of its tensors; or why it cannot be read."""
+"""Trace a classifier with torch.fx and record its tensors' shapes, or say why it cannot be."""
 
 from __future__ import annotations
 

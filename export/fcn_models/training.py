@@ -1,4 +1,4 @@
-"""Training on labelled pixels: the paper's recipe and today's, with progress, resumable."""
+"""Train on labelled pixels with the paper's recipe or a current one; resume where interrupted."""
 
 from __future__ import annotations
 

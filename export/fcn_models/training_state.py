@@ -1,4 +1,4 @@
-"""The state of a training in a file, from which an interrupted one goes on to the same weights."""
+"""Save the state of a training, so that an interrupted one ends with the same weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A classifier's convolutional part, with outputs where scores can be read off."""
+"""Cut a classifier to its convolutional part, with outputs where scores can be computed."""
 
 from __future__ import annotations
 

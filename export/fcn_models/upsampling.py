@@ -1,4 +1,4 @@
-"""Scores enlarged by a whole factor: transposed convolution that begins bilinear, or interpolation.
+"""Enlarge scores by a whole factor: by a transposed convolution or by interpolation.
 
 A transposed convolution with a bilinear kernel puts a weighted mean of the neighbouring cells at
 each pixel. Its kernel has 2 * factor taps where cells are centred between pixels, and one less

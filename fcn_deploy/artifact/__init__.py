@@ -1,1 +1,1 @@
-"""The artifact's format: what its manifest says, how the folder is read and written."""
+"""Define the artifact's format: the manifest's records, and how the folder is read and written."""

@@ -1,4 +1,4 @@
-"""An artifact on disk: opened with every byte checked before a parser sees it, written atomically.
+"""Open an artifact, checking every byte before a parser sees it, and write one atomically.
 
 A folder is built beside its final place and renamed, so that at any moment the name holds the old
 artifact, the new one, or nothing.

@@ -1,4 +1,4 @@
-"""What an artifact says of itself: its manifest, entry by entry, each checked as it is made."""
+"""Define the manifest's records; each is checked when it is made."""
 
 from __future__ import annotations
 

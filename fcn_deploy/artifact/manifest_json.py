@@ -1,4 +1,4 @@
-"""`manifest.json`: reader and writer in one place, so that they cannot drift.
+"""Read and write `manifest.json`, in one module so that both stay alike.
 
 It is JSON with sorted keys. Unknown keys are ignored, so that a later release may add some; what
 changes the meaning of a known key raises `FORMAT_VERSION`.

@@ -1,4 +1,4 @@
-"""Names of files as text: they may hold any bytes, which not every library and format takes."""
+"""Print file names that are not UTF-8, which not every library and format takes."""
 
 from __future__ import annotations
 

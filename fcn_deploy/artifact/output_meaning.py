@@ -1,4 +1,4 @@
-"""What a graph's output means, and where a runtime may stop: the manifest's account of it."""
+"""Record what a graph's output means, and where the runtime may stop the graph."""
 
 from __future__ import annotations
 

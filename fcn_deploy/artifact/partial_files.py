@@ -1,4 +1,4 @@
-"""Files that get their name when they are whole; until then they are called ``*.partial.*``."""
+"""Write files as ``*.partial.*``, and give them their name when they are complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that nobody vouches for: read only if plain, and as the very bytes that were checked."""
+"""Read untrusted files: only plain ones, and only the bytes that were checked."""
 
 from __future__ import annotations
 

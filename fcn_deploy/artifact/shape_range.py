@@ -1,4 +1,4 @@
-"""Ranges of input shapes: the smallest, the usual and the largest batch, height and width."""
+"""Define a range of input shapes: smallest, usual and largest batch, height and width."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON that nobody vouches for: parsed strictly, read with the place in each message."""
+"""Parse untrusted JSON strictly; messages name the place of the fault."""
 
 from __future__ import annotations
 

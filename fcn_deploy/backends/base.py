@@ -1,4 +1,4 @@
-"""The seam between the runtime and an inference library: two small protocols."""
+"""Define the protocols between the runtime and an inference library."""
 
 from __future__ import annotations
 

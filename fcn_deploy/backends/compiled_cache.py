@@ -1,4 +1,4 @@
-"""Networks as a library compiled them, kept on disk so that the next start is quick.
+"""Keep compiled networks on disk, so that the next start is quick.
 
 A cache: losing it costs time and nothing else. An entry is found by a digest of all that it depends
 on, is checked before a library sees it, and the least recently used ones go when there is no room.

@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers by name: found, and held to what was asked for.
+"""Find ONNX Runtime's execution providers by name, and check that they run what was asked.
 
 ONNX Runtime leaves a provider out that it cannot load, and runs on the CPU: it says so in its log
 at best. Here a session that does not use what was asked for is an error.

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the portable second on the CPU, and its execution providers where asked for."""
+"""Run networks with ONNX Runtime, on the CPU or on the execution providers asked for."""
 
 from __future__ import annotations
 

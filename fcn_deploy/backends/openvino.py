@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the default where there is no NVIDIA GPU."""
+"""Run networks with OpenVINO on the CPU, the default where there is no NVIDIA GPU."""
 
 from __future__ import annotations
 

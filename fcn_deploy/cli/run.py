@@ -1,4 +1,4 @@
-"""How every command ends: exit status, one-line errors, signals, logging."""
+"""Run a command: exit status, one-line errors, signals, logging."""
 
 from __future__ import annotations
 

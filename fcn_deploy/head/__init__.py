@@ -1,4 +1,4 @@
-"""Scores to labels: bilinear upsampling and argmax as one exact step."""
+"""Turn scores into labels: bilinear upsampling and argmax as one exact step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled loops of the head: which class wins between the samples of a score map.
+"""Compiled loops that find the winning class of each pixel between the samples of a score map.
 
 A *cell* lies between four neighbouring samples; a row of cells gives a *band* of the output.
 Bilinear weights are non-negative and sum to one, from which two rules follow that lose nothing:

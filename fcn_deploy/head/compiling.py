@@ -1,4 +1,4 @@
-"""How the head's loops become machine code: once a machine, whatever folders may be written.
+"""Compile the head's loops to machine code, once on each machine.
 
 This module and the kernels import Numba, which takes a quarter of a second; they are imported only
 when scores are to become labels. Kernels release the GIL, start no threads and share no state.

@@ -1,4 +1,4 @@
-"""Compiled loops of the head: how sure the best class of each pixel is."""
+"""Compiled loops that compute the probability of each pixel's best class."""
 
 from __future__ import annotations
 

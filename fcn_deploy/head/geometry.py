@@ -1,4 +1,4 @@
-"""Where the outputs of a bilinear resize lie between the samples: PyTorch's weights, to the bit."""
+"""Compute the cells and weights of a bilinear resize, equal to PyTorch's to the bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head's two functions: checks, output arrays, and the division of the work among threads."""
+"""Upsample scores to labels or to confidence: check, allocate, divide the work among threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vector instructions that Numba does not find by itself, written down in LLVM's own terms.
+"""Write vector instructions that Numba does not find by itself, as LLVM code.
 
 Numba's disk cache notices changes of a kernel's own file only: `make clean` after a change here.
 """

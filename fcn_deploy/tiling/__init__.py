@@ -1,1 +1,1 @@
-"""Large frames in bounded memory: overlapping tiles whose results join without a seam."""
+"""Segment large frames in bounded memory: overlapping tiles whose results join without a seam."""

@@ -1,4 +1,4 @@
-"""Where to cut a large image, so that each part sees all that its labels depend on."""
+"""Choose where to cut a large frame, so that each tile sees all that its labels depend on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a network on tiles, and put what they give together into the results of whole frames."""
+"""Run a network on tiles, and join the tiles' results into those of whole frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far tiles are from the whole frame: measured on a frame that fits into memory both ways."""
+"""Measure how far tiles are from the whole frame, on a frame that fits into memory both ways."""
 
 from __future__ import annotations
 

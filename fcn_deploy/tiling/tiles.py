@@ -1,4 +1,4 @@
-"""Large frames in bounded memory: cut into overlapping tiles whose results join without a seam.
+"""Segment large frames in bounded memory, cut into overlapping tiles that join without a seam.
 
 A tile is larger than the part it is responsible for by what the network sees around each sample.
 Where the graph is local, the labels and scores are those of the whole frame, but for the rounding

@@ -1,4 +1,4 @@
-"""OpenCV's capture: opened from a file, and what it says of a video, where that can be true."""
+"""Open OpenCV's capture, and give only those facts about a video that can be true."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bounded queue between two threads that can end, fail and be closed."""
+"""Pass items between two threads by a bounded queue that can end, fail and be closed."""
 
 from __future__ import annotations
 

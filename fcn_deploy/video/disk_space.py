@@ -1,4 +1,4 @@
-"""See a disk that is full while a video is written: OpenCV's writer says nothing of it."""
+"""Detect a full disk while a video is written, which OpenCV's writer does not report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames from files: videos, images and folders of images."""
+"""Read frames from files: videos, images and folders of images."""
 
 from __future__ import annotations
 

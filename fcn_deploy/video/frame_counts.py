@@ -1,4 +1,4 @@
-"""The books of a pipeline: what became of every frame, and how long it took."""
+"""Count what became of every frame of a pipeline, and how long it took."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What flows through a pipeline, and the seam behind which every source of frames stands."""
+"""Define what flows through a pipeline, and the protocol of every source of frames."""
 
 from __future__ import annotations
 

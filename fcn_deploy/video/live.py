@@ -1,4 +1,4 @@
-"""Frames from cameras and network addresses, read by a thread that can be given up."""
+"""Read frames from cameras and network addresses, on a thread that can be abandoned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that OpenCV can be given: one that is not UTF-8 would end the process."""
+"""Check names before OpenCV gets them: one that is not UTF-8 would end the process."""
 
 from __future__ import annotations
 

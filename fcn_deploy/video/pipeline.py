@@ -1,4 +1,4 @@
-"""Capture, inference and the consumer's own work, overlapped by two bounded queues."""
+"""Overlap capture, inference and the consumer's own work by two bounded queues."""
 
 from __future__ import annotations
 

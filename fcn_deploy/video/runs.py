@@ -1,4 +1,4 @@
-"""Run planned jobs: sources in, files out, each with its report."""
+"""Run segmentation jobs: sources in, files out, a report each."""
 
 from __future__ import annotations
 

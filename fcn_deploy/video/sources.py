@@ -1,4 +1,4 @@
-"""The source that an address names: a file, a folder, a webcam or a network stream."""
+"""Open the source that an address names: a file, a folder, a webcam or a network stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads that begin in an order and work at once end in that order."""
+"""Let threads that begin in an order, and run at once, end in that order."""
 
 from __future__ import annotations
 

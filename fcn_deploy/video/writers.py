@@ -1,4 +1,4 @@
-"""Encoders behind `VideoSink`: OpenCV, which hides a full disk, and PyAV, which reports it."""
+"""Encode frames to a video file: with OpenCV, which hides a full disk, or PyAV, which does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One variant of an artifact and one TensorRT, as make gpu-check takes them."""
+"""Open one variant of an artifact with one TensorRT library, for make gpu-check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command, and the steps that it runs in turn."""
+"""Parse the options of make gpu-check, and run its steps in turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of make gpu-check: what each step found or how it failed, as JSON and as a table."""
+"""Collect what each step of make gpu-check found or how it failed, as JSON and as a table."""
 
 from __future__ import annotations
 

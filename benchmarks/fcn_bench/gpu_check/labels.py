@@ -1,4 +1,4 @@
-"""Labels that the GPU makes of a plan's scores, held against the CPU's; part of make gpu-check.
+"""Compare the labels that the GPU makes of a plan's scores with the CPU's, for make gpu-check.
 
 A disagreement is a near tie where the two best scores are closer than what rounding, or the
 measured error of the scores, explains; every other one is real, and there must be none.

@@ -1,4 +1,4 @@
-"""The steps of make gpu-check for one plan: build it, compare its labels, time it."""
+"""Run the steps of make gpu-check for one plan: build it, compare its labels, time it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of make gpu-check for a plan that ends in scores, which the GPU labels behind it."""
+"""Run the steps of make gpu-check for a plan that ends in scores, which the GPU then labels."""
 
 from __future__ import annotations
 

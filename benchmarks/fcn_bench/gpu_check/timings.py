@@ -1,4 +1,4 @@
-"""What `make gpu-check` measures of a plan, of PyTorch on CUDA, and by trtexec; times in ms."""
+"""Time a plan, PyTorch on CUDA and trtexec for make gpu-check; all times are in ms."""
 
 from __future__ import annotations
 

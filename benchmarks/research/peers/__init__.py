@@ -1,1 +1,1 @@
-"""The same frames through this project and through what others use, side by side in one run."""
+"""Time the same frames with this project and with other libraries, in one run."""

@@ -1,4 +1,4 @@
-"""OpenVINO's own benchmark_app: the network alone, in its best case."""
+"""Run OpenVINO's own benchmark_app on the network alone, its best case."""
 
 from __future__ import annotations
 

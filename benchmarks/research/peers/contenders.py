@@ -1,4 +1,4 @@
-"""Who takes part: a row of the table each, and how a process opens it."""
+"""List the contenders, one for each row of the table, and how a process opens them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other libraries, each fed and called as its own documentation says, behind one protocol.
+"""Run other libraries as their documentation says, all behind one protocol.
 
 All of them get the graph that a user would export: normalised float image in, labels of the
 image's size out, with Resize and ArgMax in the graph, and its input bound to one size, which is

@@ -1,4 +1,4 @@
-"""A process for each contender: thread pools of several libraries in one would disturb each other.
+"""Run each contender in a process of its own, so that thread pools do not disturb each other.
 
 While one is measured the others wait for a message (see `fcn_bench.timing`).
 """

@@ -1,4 +1,4 @@
-"""Contenders take turns on the same frames: durations by round, labels, and their agreement."""
+"""Time contenders in turns on the same frames, and compare their labels."""
 
 from __future__ import annotations
 

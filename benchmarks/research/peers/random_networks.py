@@ -1,4 +1,4 @@
-"""Full-size networks with random weights whose features do not vanish, and whose scores differ."""
+"""Make full-size networks with random weights whose features and scores do not vanish."""
 
 from __future__ import annotations
 

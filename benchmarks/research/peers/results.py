@@ -1,4 +1,4 @@
-"""RESULTS.md: one part for each section, replaced by the run that measured it anew."""
+"""Write RESULTS.md section by section; a run replaces the sections that it measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections of RESULTS.md: each measures something and gives Markdown."""
+"""Measure the sections of RESULTS.md; each gives Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One network in the three forms that are compared: checkpoint, artifact, and a user's ONNX."""
+"""Hold one network in the forms that are compared: checkpoint, artifact and plain ONNX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A seeded scene and its labels: leaves that cover each other, textured, lit, blurred and noisy.
+"""Draw a seeded scene and its labels: leaves that cover each other, textured, blurred and noisy.
 
 Occluding shapes whose sizes follow a power law ("dead leaves") have the statistics of natural
 images: edges, and a spectrum that falls as 1/f (Lee, Mumford and Huang, IJCV 41, 2001).

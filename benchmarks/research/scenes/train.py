@@ -1,4 +1,4 @@
-"""A few minutes of training that give a network real margins, kept outside the repository."""
+"""Train a network on scenes for a few minutes, so that its scores have real margins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX plans: built from ONNX graphs, and proven."""
+"""Build TensorRT and TensorRT-RTX plans from ONNX graphs, and prove what they hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX to a plan: checked before TensorRT sees it, built, and proven to be what was asked for."""
+"""Build a plan from an ONNX graph: check the graph, build, and prove the plan's arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A build's progress, and ways out of it: a listener that says no, an exception, a signal.
+"""Report the progress of a build, and cancel it on a listener's no, an exception or a signal.
 
 TensorRT prints an exception raised in a callback and goes on as if the build had been cancelled;
 here the build is cancelled and the exception is raised where the build was asked for.

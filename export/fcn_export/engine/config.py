@@ -1,4 +1,4 @@
-"""How a plan is to be built; refused at once where the library cannot build it so."""
+"""Hold how a plan is built, and refuse at once what the library cannot build."""
 
 from __future__ import annotations
 

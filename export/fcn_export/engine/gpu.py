@@ -1,4 +1,4 @@
-"""Which GPU a plan is built on: its compute capability, asked of the CUDA driver itself."""
+"""Ask the CUDA driver for the compute capability of the GPU that a plan is built on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What would end in a plan that is wrong, late or never: told before TensorRT sees the graph."""
+"""Refuse a graph that would give a wrong plan or none, before TensorRT sees it."""
 
 from __future__ import annotations
 

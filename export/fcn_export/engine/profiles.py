@@ -1,4 +1,4 @@
-"""Optimization profiles: the shapes that a plan takes, checked before TensorRT sees them.
+"""Check optimization profiles, the shapes that a plan takes, before TensorRT sees them.
 
 TensorRT accepts a profile whose smallest size exceeds its largest, or that names an input which the
 graph lacks, and fails much later with another message.

@@ -1,4 +1,4 @@
-"""Which arithmetic a finished plan really holds, layer by layer, against what its graph asks.
+"""Prove which arithmetic a finished plan holds, layer by layer, against its graph.
 
 Of an engine that can be opened, TensorRT's inspector tells. A plan of TensorRT-RTX made without a
 GPU cannot be opened; but it carries its program as text, in which each convolution names the ONNX

@@ -1,4 +1,4 @@
-"""How many profiles a plan should have, from the sizes of the images that it is for.
+"""Propose how many profiles a plan should have, from the sizes of the images it is for.
 
 TensorRT chooses kernels for a profile's usual size and reserves memory for its largest. Where
 images are of very different sizes, one profile serves most of them badly: measured here as the

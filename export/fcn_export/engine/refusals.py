@@ -1,4 +1,4 @@
-"""What TensorRT says when it refuses, as one line that a user can act on."""
+"""Translate what TensorRT says when it refuses a graph into one line that a user can act on."""
 
 from __future__ import annotations
 

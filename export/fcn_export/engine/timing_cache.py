@@ -1,4 +1,4 @@
-"""Kernel timings kept between builds: loaded, merged with what others wrote, saved whole."""
+"""Keep kernel timings between builds: load them, merge what others wrote, save the file whole."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The fp16 and int8 graphs of an artifact, and the budget that they keep."""
+"""Make the fp16 and int8 graphs of an artifact within a budget of mean IoU."""

@@ -1,4 +1,4 @@
-"""Calibrate a graph: thresholds of every tensor that may be quantised, from images."""
+"""Calibrate a graph: find the threshold of every tensor that may be quantised, from images."""
 
 from __future__ import annotations
 

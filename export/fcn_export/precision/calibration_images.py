@@ -1,4 +1,4 @@
-"""Images to calibrate on: a folder, a list or a video, a bounded choice of them, one at a time."""
+"""Choose the images to calibrate on from a folder, a list or a video, and read them one by one."""
 
 from __future__ import annotations
 

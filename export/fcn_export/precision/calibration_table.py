@@ -1,4 +1,4 @@
-"""The calibration table: thresholds of every tensor, kept as `calibration.json` and reused."""
+"""Write and read `calibration.json`, the thresholds of every tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fp16 variant of an artifact: ranges looked at, graph rewritten, everything lost reported."""
+"""Make the fp16 variant of an artifact: find large values, rewrite the graph, report losses."""
 
 from __future__ import annotations
 

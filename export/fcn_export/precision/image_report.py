@@ -1,4 +1,4 @@
-"""The calibration doctor: whether the images that ranges come from are like those to be served."""
+"""Check that calibration images are like those that will be served, and warn where not."""
 
 from __future__ import annotations
 

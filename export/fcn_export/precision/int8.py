@@ -1,4 +1,4 @@
-"""The int8 variant of an artifact: calibrated, placed, chosen by measurement, within the budget."""
+"""Make the int8 variant of an artifact: calibrate, place Q/DQ, choose a method, keep the budget."""
 
 from __future__ import annotations
 

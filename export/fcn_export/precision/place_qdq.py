@@ -1,4 +1,4 @@
-"""Which tensors get Q/DQ: TensorRT's canonical placement, which OpenVINO runs as int8 too.
+"""Choose which tensors get Q/DQ: TensorRT's canonical placement, which OpenVINO runs as int8 too.
 
 Inputs of convolutions, the shortcut of a residual Add, the inputs of a Concat that only quantised
 convolutions read; nothing after the last convolution, and nothing on outputs. A transposed

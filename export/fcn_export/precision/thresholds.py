@@ -1,4 +1,4 @@
-"""Where to clip a tensor: from a histogram of absolute values to the largest that int8 holds."""
+"""Choose the threshold at which a tensor is clipped, from a histogram of its absolute values."""
 
 from __future__ import annotations
 

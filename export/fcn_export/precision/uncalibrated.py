@@ -1,4 +1,4 @@
-"""A graph in every precision without images to calibrate on, where its labels do not matter.
+"""Make a graph of any precision without calibration images, where its labels do not matter.
 
 Types and shapes decide what a plan's layers are and how long they take; thresholds do not.
 """

@@ -1,4 +1,4 @@
-"""The graphs of an artifact: the one that was verified, and one for each other precision."""
+"""Make the graphs of an artifact: the verified one, and one for each other precision."""
 
 from __future__ import annotations
 

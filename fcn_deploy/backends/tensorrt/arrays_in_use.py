@@ -1,4 +1,4 @@
-"""Arrays of a session that others hold, and of others that a session's runs use."""
+"""Track the arrays of a session that callers hold, and callers' arrays that its runs use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX behind the runtime's protocols: plans in, labels out."""
+"""Run plans behind the runtime's protocols, with TensorRT or TensorRT-RTX."""
 
 from __future__ import annotations
 

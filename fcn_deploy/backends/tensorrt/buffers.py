@@ -1,4 +1,4 @@
-"""Device and page-locked memory by key, grown when it is too small and kept for reuse."""
+"""Keep device and page-locked memory by key; it grows when too small and is reused."""
 
 from __future__ import annotations
 

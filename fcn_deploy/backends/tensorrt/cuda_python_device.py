@@ -1,4 +1,4 @@
-"""The CUDA driver by way of NVIDIA's cuda.bindings."""
+"""Use the CUDA driver through NVIDIA's cuda.bindings."""
 
 from __future__ import annotations
 

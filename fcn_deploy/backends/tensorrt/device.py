@@ -1,4 +1,4 @@
-"""The seam between the TensorRT runtime and a CUDA driver library: one small protocol.
+"""Define the protocol between the TensorRT runtime and a CUDA driver library.
 
 Streams are the driver's own handles, as integers, so that TensorRT and other libraries take them
 as they are. Every method but `current`, `close` and the properties wants the context current.

@@ -1,4 +1,4 @@
-"""Arrays that lie on the GPU: ours for others, and others' (PyTorch's, CuPy's, ...) for us."""
+"""Share arrays on the GPU: ours with other libraries, and theirs (PyTorch, CuPy) with us."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head on the GPU by itself: class ids of low-resolution scores that lie there."""
+"""Label low-resolution scores that lie on the GPU, without an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A deserialised plan: its tensors, its optimization profiles, and sessions that run it."""
+"""Load a plan on a GPU: its tensors, its optimization profiles, and sessions that run it."""
 
 from __future__ import annotations
 

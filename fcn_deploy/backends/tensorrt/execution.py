@@ -1,4 +1,4 @@
-"""One execution context of an engine: profile, shapes and addresses, set only on change."""
+"""Hold an engine's execution context; set profile, shapes and addresses only when they change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded runs (CUDA graphs) by shapes and addresses, the ones used last."""
+"""Keep recorded runs (CUDA graphs) by shapes and addresses, the most recent ones."""
 
 from __future__ import annotations
 

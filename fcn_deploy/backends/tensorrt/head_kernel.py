@@ -1,4 +1,4 @@
-"""The CUDA kernel that labels low-resolution scores: compiled, given its tables, enqueued.
+"""Compile the CUDA kernel that labels low-resolution scores, make its tables, and enqueue it.
 
 An alternative to Resize and ArgMax in the plan: the upsampled scores, classes times as large as
 the labels, are never written.

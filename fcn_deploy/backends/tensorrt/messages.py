@@ -1,4 +1,4 @@
-"""What TensorRT says while it works, passed on to whoever asked for it and to logging.
+"""Pass on TensorRT's messages to whoever asked for them and to logging.
 
 TensorRT keeps the first logger that a process gives it and ignores every later one, so there can
 be one for each library only. This hub stands behind it and tells listeners apart by thread.

@@ -1,4 +1,4 @@
-"""Whether a plan can run here, told from its manifest before any library parses the plan."""
+"""Check from the manifest that a plan can run here, before any library parses the plan."""
 
 from __future__ import annotations
 

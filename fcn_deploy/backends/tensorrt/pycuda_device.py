@@ -1,4 +1,4 @@
-"""The CUDA driver by way of PyCUDA; CUDA graphs and foreign streams by way of cuda.bindings.
+"""Use the CUDA driver through PyCUDA; CUDA graphs and foreign streams through cuda.bindings.
 
 Never `pycuda.autoinit`: it makes a context of its own, in which PyTorch's, ONNX Runtime's and
 TensorRT's pointers and streams mean nothing. All of these use the primary context, as we do.

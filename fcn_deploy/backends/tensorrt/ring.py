@@ -1,4 +1,4 @@
-"""A ring of slots, so that copies and execution of successive frames overlap.
+"""Rotate slots, so that copies and execution of successive frames overlap.
 
 Three streams, one each for copies to the GPU, for execution and for copies from it, are joined by
 events. A slot has buffers and events of its own; a frame takes the slot that was used longest ago,

@@ -1,4 +1,4 @@
-"""Which optimization profile of a plan runs given shapes: the smallest that takes them."""
+"""Select the optimization profile that runs given shapes: the smallest that takes them."""
 
 from __future__ import annotations
 

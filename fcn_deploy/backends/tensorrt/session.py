@@ -1,4 +1,4 @@
-"""Runs of an engine, one after the other on the GPU, from any number of threads."""
+"""Run an engine, one run after the other on the GPU, called from any number of threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run under way: the slot that has its buffers and events, and the result that comes of it."""
+"""Hold a run's buffers and events in a slot, and wait for its result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of TensorRT's API that this project uses, as protocols.
+"""Declare the part of TensorRT's API that this project uses, as protocols.
 
 TensorRT ships no usable type information. These protocols give mypy what it needs to refuse any
 other name or argument, and `SURFACE` gives the tests what they compare with snapshots of the real

@@ -1,1 +1,1 @@
-"""Passes over ONNX graphs, of onnx_ir's kind: one a module, which says what it needs and keeps."""
+"""Rewrite ONNX graphs by onnx_ir passes, one a module; each says what it needs and keeps."""

@@ -1,4 +1,4 @@
-"""Which nodes see the image, which prepare it, and which turn scores into the outputs."""
+"""Find the nodes that see the image, those that prepare it, and those of the head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which inputs and outputs of an operator may be float16, by ONNX's own schemas."""
+"""Tell which inputs and outputs of an operator may be float16, by ONNX's own schemas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights as float16: what does not fit is clamped, what is too small is lost; both are counted."""
+"""Round weights to float16; count those that are clamped and those that become 0."""
 
 from __future__ import annotations
 

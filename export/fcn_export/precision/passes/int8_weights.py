@@ -1,4 +1,4 @@
-"""Weights as int8 with one scale for each output channel, exact on CPUs without VNNI too."""
+"""Quantise weights to int8, one scale for each output channel, exact without VNNI too."""
 
 from __future__ import annotations
 

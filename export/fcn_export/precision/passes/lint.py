@@ -1,4 +1,4 @@
-"""What of a graph's types would give wrong numbers or no engine, found before it is written.
+"""Find types in a graph that would give wrong numbers or no engine, before it is written.
 
 The rules are those of TensorRT 10.13 to 11.4 and TensorRT-RTX 1.7, whose parser was tried on each;
 its own errors come late, or not at all: an unsigned Q is built with a warning and read as signed.

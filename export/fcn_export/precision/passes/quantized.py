@@ -1,4 +1,4 @@
-"""Quantised layers of a graph: their Q/DQ nodes, and the scales that float16 cannot hold."""
+"""Find the quantised layers of a graph, and scales that float16 cannot hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The largest value that each inner tensor of a graph takes on real frames."""
+"""Find the largest value that each inner tensor of a graph takes on real frames."""
 
 from __future__ import annotations
 
