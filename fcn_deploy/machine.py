@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +20,6 @@ __all__ = [
     "describe_machine",
     "distribution_version",
     "nvidia_gpus",
-    "peak_rss_bytes",
     "physical_cores",
     "process_quota",
     "throughput_streams",
@@ -179,16 +177,6 @@ def usable_cores() -> int:
     quota = process_quota()
     cores = _affinity_cores()
     return cores if quota is None else max(1, min(cores, int(quota)))
-
-
-def peak_rss_bytes() -> int | None:
-    """Give the most memory that this process has had so far, in bytes; None where nobody says."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
 def process_quota(root: Path = Path("/")) -> float | None:

@@ -25,8 +25,8 @@ from fcn_bench.rounds import Workload
 from fcn_bench.stream import FrameStream
 from fcn_bench.timing import Call, Slice, measure_saturated, measure_slice, warm_up
 from fcn_deploy.errors import FcnDeployError
-from fcn_deploy.machine import peak_rss_bytes
 from fcn_deploy.names import Array
+from fcn_deploy.peak_memory import peak_rss_bytes
 
 __all__ = ["serve"]
 

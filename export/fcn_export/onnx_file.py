@@ -14,7 +14,7 @@ from fcn_deploy.backends.base import ExecutionContext, ModelSource
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.graph.scan import with_extra_outputs
 from fcn_deploy.names import Precision
-from fcn_export.memory import release_freed_memory
+from fcn_export.release_memory import release_freed_memory
 from fcn_models.foreign_errors import first_line
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 from fcn_deploy.artifact.manifest import ClassInfo, Source
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.backends import get_backend
-from fcn_deploy.machine import peak_rss_bytes
 from fcn_deploy.names import Array, Precision
 from fcn_deploy.opening.choose import graph_precision
+from fcn_deploy.peak_memory import peak_rss_bytes
 from fcn_export.check.fidelity import mean_iou, pixel_accuracy
 from fcn_export.check.measure import Measured
 from fcn_export.check.verify import ParityRow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -220,30 +219,6 @@ def test_gpus_are_named_from_the_drivers_files(tmp_path: Path) -> None:
 
     assert machine.nvidia_gpus(root) == ("NVIDIA L4", "NVIDIA GPU of unknown model")
     assert machine.nvidia_gpus(tmp_path / "nothing") == ()
-
-
-@pytest.mark.parametrize(("platform", "expected"), [("linux", 5_000 * 1024), ("darwin", 5_000)])
-def test_peak_memory_is_in_bytes_whatever_the_system_counts_in(
-    monkeypatch: pytest.MonkeyPatch, platform: str, expected: int
-) -> None:
-    monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=5_000))
-
-    assert machine.peak_rss_bytes() == expected
-
-
-def test_peak_memory_is_unknown_where_the_system_has_no_account_of_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "resource", None)
-
-    assert machine.peak_rss_bytes() is None
-
-
-def test_peak_memory_holds_an_array_that_is_filled() -> None:
-    filled = np.ones(300_000_000, np.uint8)
-
-    assert (machine.peak_rss_bytes() or 0) > filled.nbytes
 
 
 def test_streams_are_one_a_core_up_to_four() -> None:

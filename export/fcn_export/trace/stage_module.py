@@ -13,8 +13,8 @@ from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_export.check.reference import TorchReference
 from fcn_export.graph_spec import GraphSpec
-from fcn_export.memory import release_freed_memory
 from fcn_export.onnx_file import OnnxFile, write_onnx
+from fcn_export.release_memory import release_freed_memory
 from fcn_export.request import ExportRequest
 from fcn_export.staged import GRAPH_NAME, Staged
 from fcn_export.steps import Steps

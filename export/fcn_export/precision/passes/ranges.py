@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from fcn_deploy.names import Array
 from fcn_export.graph_spec import INPUT_NAME
-from fcn_export.memory import release_freed_memory
 from fcn_export.onnx_file import OnnxFile
 from fcn_export.onnx_values import name_of, take_proto
 from fcn_export.precision.passes.element_types import InferTypes
 from fcn_export.precision.passes.graph_sections import find_sections
 from fcn_export.precision.passes.inner_outputs import ExtentOutputs
+from fcn_export.release_memory import release_freed_memory
 
 if TYPE_CHECKING:
     import onnx
