@@ -30,7 +30,7 @@ def check_cells(
     covering: bool,
     even: Collection[fx.Node] = (),
 ) -> None:
-    """Run a network, and hold the size of each map against those that it is made of.
+    """Run a network, and compare the size of each map with those that it is made of.
 
     Args:
         top: a node whose cells must be more than one that stands for the whole image.

@@ -115,9 +115,9 @@ def fine_tune(
         raise InputError("the data set is empty.", hint="Give at least one labelled image.")
     optimizer = _optimizer(model, recipe)
     schedule = _schedule(optimizer, recipe, steps)
-    plan = {**asdict(recipe), "batch": batch, "seed": seed, "items": count}
-    plan["steps"] = steps if recipe.one_cycle else "any"  # the one-cycle rate depends on them
-    state = TrainingState(plan, model, optimizer, schedule)
+    settings = {**asdict(recipe), "batch": batch, "seed": seed, "items": count}
+    settings["steps"] = steps if recipe.one_cycle else "any"  # the one-cycle rate depends on them
+    state = TrainingState(settings, model, optimizer, schedule)
     path = None if state_file is None else Path(state_file)
     if path is not None and not path.parent.is_dir():
         raise SinkError(

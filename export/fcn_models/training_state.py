@@ -29,10 +29,10 @@ class TrainingState:
     """All that changes from step to step.
 
     Attributes:
-        plan: plain values that must be the same for the training to be the same.
+        settings: plain values that must be the same for the training to be the same.
     """
 
-    plan: dict[str, Any]
+    settings: dict[str, Any]
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
@@ -44,7 +44,7 @@ class TrainingState:
         """
         rates = self.schedule.state_dict()
         state = {
-            "plan": self.plan,
+            "plan": self.settings,
             "step": step,
             "trained": self._trained(),
             "model": self.model.state_dict(),
@@ -83,11 +83,11 @@ class TrainingState:
         return int(state["step"])
 
     def _check(self, path: Path, state: dict[str, Any]) -> None:
-        plan = state["plan"]
+        stored = state["plan"]
         other = [
-            f"{key} was {plan.get(key)} and is {self.plan.get(key)}"
-            for key in self.plan | plan
-            if plan.get(key) != self.plan.get(key)
+            f"{key} was {stored.get(key)} and is {self.settings.get(key)}"
+            for key in self.settings | stored
+            if stored.get(key) != self.settings.get(key)
         ]
         if other:
             raise UnsupportedModelError(

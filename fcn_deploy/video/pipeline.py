@@ -46,7 +46,7 @@ class VideoPipeline:
         source: an address as `open_source` takes it, or a source; it is closed with the pipeline.
         policy: what happens when the network is slower than the source; None means ``every`` for
             files and ``latest`` for live sources.
-        queue_size: frames that may wait between two stages; ``latest`` keeps one at most.
+        queue_size: frames that may wait between two threads; ``latest`` keeps one at most.
         max_frames: stop the capture after so many frames; None means at the source's end.
         workers: frames that are segmented at once; None means one, or as many as the segmenter
             has streams (`Segmenter.open(..., num_streams=n)`) where every frame is wanted: that
@@ -81,7 +81,7 @@ class VideoPipeline:
             policy = "latest" if source.live else "every"
         if workers is None:
             workers = getattr(segmenter, "num_streams", 1) if policy == "every" else 1
-        self._stages = _Stages(
+        self._running = _PipelineThreads(
             segmenter,
             source,
             policy=policy,
@@ -90,8 +90,8 @@ class VideoPipeline:
             workers=workers,
             max_wait_s=max_wait_s,
         )
-        # the threads know the stages only, so a dropped pipeline can be collected
-        self._finalizer = weakref.finalize(self, self._stages.stop, _EXIT_JOIN_S)
+        # the threads do not know the pipeline, so a dropped pipeline can be collected
+        self._finalizer = weakref.finalize(self, self._running.stop, _EXIT_JOIN_S)
 
     def __repr__(self) -> str:
         stats = self.stats
@@ -100,12 +100,12 @@ class VideoPipeline:
     @property
     def source(self) -> FrameSource:
         """The source that is read."""
-        return self._stages.source
+        return self._running.source
 
     @property
     def stats(self) -> PipelineStats:
         """What became of the frames so far."""
-        return self._stages.stats()
+        return self._running.stats()
 
     def open(self) -> None:
         """Open the source and start the threads; `with` and iteration do it too.
@@ -114,12 +114,12 @@ class VideoPipeline:
             SourceError: the source cannot be opened.
             ClosedError: after close().
         """
-        self._stages.start()
+        self._running.start()
 
     def close(self) -> None:
         """End the threads and release the source, from any thread. May be called twice."""
         self._finalizer.detach()
-        for name in self._stages.stop(_JOIN_S):
+        for name in self._running.stop(_JOIN_S):
             _LOGGER.warning("%s still works after %g s and is left behind", name, _JOIN_S)
 
     def __enter__(self) -> Self:
@@ -146,8 +146,8 @@ class VideoPipeline:
             FcnDeployError: the network could not run; whatever the segmenter raised.
             ClosedError: the pipeline was closed before the first frame was asked for.
         """
-        self._stages.start()
-        item = self._stages.deliver()
+        self._running.start()
+        item = self._running.deliver()
         if item is None:
             raise StopIteration
         return item
@@ -159,8 +159,8 @@ class _Result:
     captured_at_seconds: float
 
 
-class _Stages:
-    """The threads, their queues and their books."""
+class _PipelineThreads:
+    """The threads of a pipeline, their queues and their counts."""
 
     def __init__(
         self,
