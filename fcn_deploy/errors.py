@@ -90,7 +90,7 @@ class DigestMismatchError(ArtifactError):
 
 
 class UntrustedArtifactError(ArtifactError):
-    """The file could execute code or read outside its folder, and nobody vouched for it."""
+    """The file could execute code or read outside its folder, and it is not trusted."""
 
 
 class ArtifactBusyError(ArtifactError):

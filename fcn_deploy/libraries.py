@@ -29,7 +29,7 @@ class Library:
         refused: later releases that must not be used all the same.
         alternatives: other distributions of the same module.
         usable_from: the first release that works at all, where a later one is the first to use.
-        gpu: whether it is of use with an NVIDIA GPU only.
+        gpu: whether it is useful with an NVIDIA GPU only.
     """
 
     distribution: str

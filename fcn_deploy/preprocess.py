@@ -183,7 +183,7 @@ class InputFormat:
 
 
 def input_format(spec: TensorSpec, preprocess: Preprocess, *, color: ColorOrder) -> InputFormat:
-    """Find out how a graph of anyone's making takes its frames.
+    """Find out from a bare graph how it takes frames.
 
     Args:
         preprocess: what the network expects, where the graph takes floats.

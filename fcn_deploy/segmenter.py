@@ -30,7 +30,7 @@ _MAX_BATCH = 8
 class Segmenter(ContextManaged):
     """A network that labels every pixel of a frame.
 
-    Several threads may call one Segmenter at once; each call waits for nobody but the CPU. It
+    Several threads may call one Segmenter at once; calls wait for the CPU only. It
     must be opened in the process that uses it: a forked child gets ForkedProcessError.
 
     Attributes:

@@ -40,7 +40,7 @@ class Outcome:
 
     Attributes:
         open_ms: time that loading the network took.
-        eager_truth: of PyTorch eager, which mean IoUs are held against.
+        eager_truth: PyTorch eager's mean IoU, which the rows' are compared with.
     """
 
     open_ms: float | None = None

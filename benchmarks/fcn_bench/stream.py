@@ -126,7 +126,7 @@ class FrameStream:
         return Timing(duration_ms, duration_ms)
 
     def measure(self, *, seconds: float, min_calls: int) -> Slice:
-        """Let frames arrive for so many seconds, and at least so many of them.
+        """Let frames arrive for `seconds`, and at least `min_calls` of them.
 
         Returns:
             The latency of each frame, from when it was due to when its labels were written; of

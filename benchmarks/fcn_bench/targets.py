@@ -70,7 +70,7 @@ def read_target(path: str | os.PathLike[str], *, trust_code: bool = False) -> Ta
 
     Raises:
         ArtifactError: it is missing, damaged, or nothing that can be run.
-        UntrustedArtifactError: it is a plan in no artifact, and nobody vouched for it.
+        UntrustedArtifactError: it is a plan outside an artifact, and `trust_code` is False.
     """
     place = Path(path)
     if place.is_dir():

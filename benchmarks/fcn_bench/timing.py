@@ -115,7 +115,7 @@ def warm_up(
     """Call until three windows of 50 ms or more have medians within 10 % of each other.
 
     Args:
-        calls: make just so many calls and judge nothing.
+        calls: make exactly this many calls, steady or not.
         max_seconds: give up then; three windows are made in any case.
     """
     if calls is not None:
@@ -142,7 +142,7 @@ def warm_up(
 def measure_slice(
     call: Call, *, seconds: float, min_calls: int, clock: Clock = time.perf_counter_ns
 ) -> Slice:
-    """Call for so many seconds, and at least so many times, with the garbage collector off."""
+    """Call for `seconds`, and at least `min_calls` times, with the garbage collector off."""
     with collector_off():
         start = clock()
         first = call()

@@ -54,7 +54,7 @@ class NotTuned:
 
 
 def check_tunable(target: Path, scenarios: Sequence[str]) -> Artifact:
-    """Refuse, before anything is measured, what leaves nothing to choose.
+    """Refuse, before anything is measured, options that leave no variant to choose from.
 
     Raises:
         BenchmarkError: the target is no artifact folder, or latency is not among the scenarios.

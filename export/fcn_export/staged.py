@@ -80,7 +80,7 @@ class VariantInputs:
         max_miou_drop: the most mean IoU that a variant may lose, in points, where `has_labels`.
         items: reads the images that variants are measured on, from the first again at each call;
             their labels are ground truth where `has_labels`.
-        steps: told what goes on; the step is open already.
+        steps: told of progress; the variant's step is open already.
     """
 
     staged: Staged

@@ -13,7 +13,7 @@ __all__ = ["OnStep", "StepEvent", "Steps"]
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
-    """Something to tell somebody who waits.
+    """One event of an export's progress, for its listener.
 
     Attributes:
         step: such as ``"verify"``.

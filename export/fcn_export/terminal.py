@@ -21,7 +21,7 @@ _FILE_WIDTH = 150  # where there is no terminal to ask
 
 @contextmanager
 def step_printer(*, quiet: bool) -> Iterator[OnStep]:
-    """Give a listener that prints a line for each finished step, and on a terminal what goes on."""
+    """Give a listener that prints each finished step, and on a terminal the current one."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)

@@ -215,7 +215,7 @@ class ArtifactWriter:
 
         Raises:
             ManifestError: a variant names a file that was not added.
-            OutputExistsError: somebody else's files appeared under the name meanwhile.
+            OutputExistsError: other files appeared under the name meanwhile.
         """
         entries = []
         for path in sorted(self.folder.iterdir()):
@@ -255,7 +255,7 @@ class ArtifactWriter:
         return f".{self.path.name}.tmp-"
 
     def _remove_leftovers(self) -> None:
-        """Remove what a killed writer left: under the lock, such a folder is nobody else's."""
+        """Remove what a killed writer left: under the lock, no other writer uses such a folder."""
         for leftover in self.path.parent.glob(f"{glob.escape(self._temporary_prefix)}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 

@@ -16,7 +16,7 @@ _NOT_UTF8 = re.compile("[\ud800-\udfff]")
 
 
 def partial_name(path: Path) -> Path:
-    """Make up a name beside `path` that nobody else has: ``<stem>.<8 hex digits>.partial<suffix>``.
+    """Make an unused name beside `path`: ``<stem>.<8 hex digits>.partial<suffix>``.
 
     It is UTF-8 where the folder's is, as libraries want it, and no longer than names may be.
     Create it with ``touch(exist_ok=False)`` or mode ``x``, which touch no file that is there.

@@ -70,7 +70,7 @@ def upsample_argmax(
         align_corners: whether the outermost pixels lie on the outermost samples; otherwise pixels
             and samples are areas of the same image (half-pixel centres).
         threshold: of a single class's score; 0 for logits, 0.5 for probabilities.
-        num_threads: at most so many threads; None means the cores this process may use. Small
+        num_threads: the most threads to use; None means the cores this process may use. Small
             work takes fewer.
         out: uint8 (uint16 above 256 classes) [height, width] or [N, height, width] to write the
             labels into.
@@ -213,7 +213,7 @@ def _usable_cores() -> int:
 
 
 def label_dtype(num_classes: int) -> np.dtype[np.unsignedinteger]:
-    """Give the smallest dtype that holds the ids of so many classes."""
+    """Give the smallest dtype that holds the ids of `num_classes` classes."""
     return np.dtype(np.uint8 if num_classes <= 256 else np.uint16)
 
 

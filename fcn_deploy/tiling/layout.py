@@ -68,7 +68,7 @@ class LabelAxis:
         return cls(resize.samples, resize.axis().cells, 1)
 
     def until(self, size: int) -> LabelAxis:
-        """Leave out the labels behind so many: those of padding."""
+        """Keep the first `size` labels; the others are of padding."""
         return LabelAxis(self.samples, self.nearest[:size], self.reach)
 
 

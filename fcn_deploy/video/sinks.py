@@ -113,7 +113,7 @@ class VideoSink:
             frame_bgr: BGR uint8 [H, W, 3], as large as the first; not modified.
 
         Raises:
-            SinkFormatError: it is something else; the file goes on without it.
+            SinkFormatError: the frame has another shape or dtype; it is left out of the file.
             DiskFullError: no room is left; the part that was written stays in `partial_path`.
             SinkError: the encoder failed.
             ClosedError: after close().

@@ -46,7 +46,7 @@ class Turns:
                 self._changed.notify_all()
 
     def end(self) -> None:
-        """Let nobody have a turn any more, and nobody wait for one."""
+        """Give no more turns, and wake all threads that wait for one."""
         with self._changed:
             self._over = True
             self._changed.notify_all()

@@ -36,7 +36,7 @@ class BuildConfig:
     Attributes:
         library: which of the two builds it.
         profiles: ranges of input shapes; empty where the graph has fixed shapes only.
-        precision: that the graph is in; the finished plan is held against it.
+        precision: that the graph is in; the finished plan is checked against it.
         compute_capabilities: GPUs that the plan is for; of tensorrt-rtx only. None means 8.6
             and 8.9 there, and the GPU of this machine with tensorrt.
         workspace_bytes: most memory that a layer may take for intermediate results.

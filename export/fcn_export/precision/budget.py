@@ -36,8 +36,8 @@ def keep_budget(
 ) -> SearchResult | None:
     """Find which blocks to keep in fp32 so that the export's budget holds on every backend here.
 
-    Scores are kept in a file beside the artifact until the budget holds, so that an export that
-    was stopped goes on where it was.
+    Damages are kept in a file beside the artifact until the budget holds, so that an export that
+    was stopped continues where it was.
 
     Args:
         model: the fp32 graph.

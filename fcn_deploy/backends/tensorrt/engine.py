@@ -110,7 +110,7 @@ class TrtEngine(ContextManaged):
 
         Raises:
             ArtifactMissingError, DigestMismatchError: it is not there, or not what was exported.
-            UntrustedArtifactError: it is in no artifact, and nobody vouched for it.
+            UntrustedArtifactError: it is outside an artifact, and it is not trusted.
             BackendUnavailableError: the library, the driver or the GPU is missing.
             EngineMismatchError: it was built for another library, release or GPU.
         """

@@ -22,7 +22,7 @@ _SUFFIX = MappingProxyType({_FLOAT: "__fp32", _HALF: "__fp16"})
 class HalfRewrite:
     """Rewrites one graph in place.
 
-    A tensor is there in each of the two types that somebody asks for; the type that it is made in
+    A tensor exists in each of the two types that a node reads it in; the type that it is made in
     keeps the tensor's own name, but for outputs and scores, whose names stay float32.
 
     Args:
