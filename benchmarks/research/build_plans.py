@@ -35,7 +35,7 @@ from fcn_models import FCN, Backbone
 from fcn_models.fcn import GEOMETRIES, VARIANTS, Geometry, Variant
 
 if TYPE_CHECKING:
-    from fcn_export.engine import BuiltEngine
+    from fcn_export.engine import BuiltPlan
 
 SHAPES = ShapeRange((1, 64, 64), (1, 512, 512), (8, 1024, 1024))
 _CLASSES = 21
@@ -134,7 +134,7 @@ def traced(name: str) -> onnx.ModelProto:
     return trace(make().eval(), spec).model
 
 
-def build(graph: onnx.ModelProto, precision: Precision) -> tuple[int, BuiltEngine]:
+def build(graph: onnx.ModelProto, precision: Precision) -> tuple[int, BuiltPlan]:
     """Build a plan; gives the graph's size in bytes and the plan."""
     config = BuildConfig(
         library="tensorrt-rtx", precision=precision, profiles=(image_profile(_IMAGE, SHAPES),)

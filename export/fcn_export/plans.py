@@ -26,7 +26,7 @@ from fcn_deploy.errors import (
 )
 from fcn_deploy.machine import nvidia_gpus
 from fcn_deploy.names import Precision, TensorSpec
-from fcn_export.engine.build import BuiltEngine, build_engine
+from fcn_export.engine.build import BuiltPlan, build_engine
 from fcn_export.engine.build_progress import BuildProgress
 from fcn_export.engine.config import BuildConfig
 from fcn_export.engine.gpu import gpu_compute_capability
@@ -269,15 +269,15 @@ def _build(
     )
     try:
         with _graph_to_build(variant) as path:
-            engine = build_engine(path, config, on_progress=tell, tensorrt=library)
+            built = build_engine(path, config, on_progress=tell, tensorrt=library)
     except BuildCancelledError:
         raise
     except (BuildError, BackendUnavailableError, ExportError) as error:
         if setup.required:
             raise
         return replace(plan, failure=str(error))
-    writer.add(plan.name, engine.plan)
-    return _complete(plan, engine)
+    writer.add(plan.name, built.plan)
+    return _complete(plan, built)
 
 
 @contextmanager
@@ -298,15 +298,15 @@ def _graph_to_build(variant: GraphVariant) -> Iterator[Path]:
         yield write_onnx(model, Path(folder) / variant.file.path.name).path
 
 
-def _complete(plan: PlanFile, engine: BuiltEngine) -> PlanFile:
+def _complete(plan: PlanFile, built: BuiltPlan) -> PlanFile:
     return replace(
         plan,
-        compute_capabilities=engine.compute_capabilities,
-        size_bytes=len(engine.plan),
-        seconds=round(engine.seconds, 3),
-        layer_shares=engine.layer_shares,
-        float_layers=engine.float_layers,
-        warnings=engine.warnings,
+        compute_capabilities=built.compute_capabilities,
+        size_bytes=len(built.plan),
+        seconds=round(built.seconds, 3),
+        layer_shares=built.layer_shares,
+        float_layers=built.float_layers,
+        warnings=built.warnings,
     )
 
 

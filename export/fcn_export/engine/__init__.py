@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fcn_export.engine.build import BuiltEngine, build_engine
+from fcn_export.engine.build import BuiltPlan, build_engine
 from fcn_export.engine.build_progress import BuildProgress
 from fcn_export.engine.config import BuildConfig
 from fcn_export.engine.profiles import EngineProfile, InputShapes, image_profile
@@ -10,7 +10,7 @@ from fcn_export.engine.profiles import EngineProfile, InputShapes, image_profile
 __all__ = [
     "BuildConfig",
     "BuildProgress",
-    "BuiltEngine",
+    "BuiltPlan",
     "EngineProfile",
     "InputShapes",
     "build_engine",

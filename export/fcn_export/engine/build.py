@@ -46,13 +46,13 @@ from fcn_export.engine.timing_cache import load_timing_cache, save_timing_cache
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["BuiltEngine", "build_engine"]
+__all__ = ["BuiltPlan", "build_engine"]
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuiltEngine:
+class BuiltPlan:
     """A finished plan, and all that must be known of it without opening it.
 
     Attributes:
@@ -89,7 +89,7 @@ def build_engine(
     *,
     on_progress: OnProgress | None = None,
     tensorrt: TensorRT | None = None,
-) -> BuiltEngine:
+) -> BuiltPlan:
     """Build a plan from an ONNX file. Nothing is written but the timing cache.
 
     SIGINT and SIGTERM end the build at its next step and are raised again afterwards.
@@ -130,7 +130,7 @@ def build_engine(
     shares, float_layers = check_layer_types(asked, found, op_types)
     if asked and not shares:
         _LOG.warning("%s does not tell in which types the layers of its plan compute", library)
-    return BuiltEngine(
+    return BuiltPlan(
         plan=plan,
         library=library.library,
         release=library.release,

@@ -22,7 +22,7 @@ COMPUTE_CAPABILITIES = {
     "12.0": "SM120",
     "12.1": "SM121",
 }
-"""What TensorRT-RTX builds for, and its own names for it."""
+"""The compute capabilities that TensorRT-RTX builds for, with its own names for them."""
 
 DEFAULT_COMPUTE_CAPABILITIES = ("8.6", "8.9")
 
@@ -31,7 +31,7 @@ _MAX_OPTIMIZATION_LEVEL = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildConfig:
-    """What is to be built, and how.
+    """How a plan is built.
 
     Attributes:
         library: which of the two builds it.

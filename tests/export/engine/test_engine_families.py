@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.names import Precision
-from fcn_export.engine import BuildConfig, BuiltEngine, build_engine, image_profile
+from fcn_export.engine import BuildConfig, BuiltPlan, build_engine, image_profile
 from fcn_export.precision.uncalibrated import in_precision
 from tests.export.engine_families import FAMILIES, FCNS, traced
 from tests.export.engine_graphs import IMAGE, write
@@ -36,7 +36,7 @@ def graph() -> Callable[[str], onnx.ModelProto]:
     return get
 
 
-def build(model: onnx.ModelProto, precision: Precision, folder: Path) -> BuiltEngine:
+def build(model: onnx.ModelProto, precision: Precision, folder: Path) -> BuiltPlan:
     path = write(in_precision(model, precision), folder)
     config = BuildConfig(
         library="tensorrt-rtx",
