@@ -86,6 +86,6 @@ def overlay(
     return blended
 
 
-def side_by_side(frame_bgr: Array, labels: Array, colors: Sequence[ColorRgb]) -> Array:
-    """Put the frame at the left and its colour map at the right: uint8 [H, 2 W, 3], BGR."""
-    return np.concatenate([frame_bgr, colorize(labels, colors)], axis=1)
+def side_by_side(frame_bgr: Array, picture_bgr: Array) -> Array:
+    """Put a frame left of a picture of it, both uint8 [H, W, 3]: uint8 [H, 2 W, 3]."""
+    return np.concatenate([frame_bgr, picture_bgr], axis=1)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from fcn_deploy.artifact.partial_files import partial_name, write_whole
+from fcn_deploy.draw import side_by_side
 from fcn_deploy.errors import ClosedError, DiskFullError, SinkError, SinkFormatError
 from fcn_deploy.names import Array
 from fcn_deploy.video.disk_space import translate_os_error
@@ -25,7 +26,7 @@ from fcn_deploy.video.writers import (
 __all__ = ["VIEWS", "ImageSink", "VideoSink", "View", "render"]
 
 View = Literal["overlay", "labels", "color", "side-by-side"]
-"""What is drawn of a frame; ``labels`` are the class ids themselves."""
+"""How a frame is drawn; ``labels`` are the class ids themselves."""
 
 VIEWS: tuple[View, ...] = get_args(View)
 
@@ -47,7 +48,7 @@ def render(item: SegmentedFrame, view: View, *, alpha: float = 0.5) -> Array:
     if view == "color":
         return item.segmentation.colorize()
     overlay = item.segmentation.overlay(item.frame, alpha=alpha)
-    return np.hstack([item.frame, overlay]) if view == "side-by-side" else overlay
+    return side_by_side(item.frame, overlay) if view == "side-by-side" else overlay
 
 
 class VideoSink:

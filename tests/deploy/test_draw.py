@@ -76,7 +76,11 @@ def test_bad_arguments_are_named() -> None:
         overlay(frame, frame[:3, :, 0], [(0, 0, 0)])
 
 
-def test_side_by_side_is_twice_as_wide() -> None:
+def test_side_by_side_puts_the_frame_left_of_the_picture() -> None:
     frame = np.zeros((4, 5, 3), np.uint8)
 
-    assert side_by_side(frame, frame[..., 0], [(0, 0, 0)]).shape == (4, 10, 3)
+    joined = side_by_side(frame, frame + 1)
+
+    assert joined.shape == (4, 10, 3)
+    assert not joined[:, :5].any()
+    assert (joined[:, 5:] == 1).all()
