@@ -37,7 +37,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 _TILING_SECONDS = 20.0
-"""What trying tiles may take: someone waits for what else there is to say."""
+"""Seconds that trying tiles may take, since the user waits for the rest of the report."""
 
 # of FFmpeg 8.1.2, the first release without CVE-2026-8461 (out of bounds write, MagicYUV)
 _SAFE_LIBAVCODEC = "62.28.102"
@@ -98,7 +98,7 @@ class VariantStatus:
 
 @dataclass(frozen=True, slots=True)
 class ModelDiagnosis:
-    """What would run a model here.
+    """The backend, precision and head that would run a model here.
 
     Attributes:
         classes: their names; None for a bare graph, which has none.

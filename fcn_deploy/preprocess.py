@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Of values in 0..1, by channel: red, green, blue."""
+"""Mean of ImageNet's values in 0..1, by channel: red, green, blue."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _IMAGENET_GRAY_MEAN = (0.449,)
 """Usual for networks of one channel that were pretrained on ImageNet: the mean of the three."""

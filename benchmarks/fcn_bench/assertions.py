@@ -74,7 +74,7 @@ class Assertion:
 
 @dataclass(frozen=True, slots=True)
 class AssertionResult:
-    """Whether a condition held, and the rows that broke it, with their values."""
+    """The result of one condition: whether it held, and the values of the rows that broke it."""
 
     assertion: Assertion
     checked: int

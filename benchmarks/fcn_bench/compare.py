@@ -47,7 +47,7 @@ class _EarlierRow(RowKey):
 
 @dataclass(frozen=True, slots=True)
 class EarlierReport:
-    """What a comparison needs of a report of `--json`."""
+    """The fields of a `--json` report that a comparison reads."""
 
     rows: tuple[_EarlierRow, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)

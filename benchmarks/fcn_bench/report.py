@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class RowKey:
-    """What tells one row from the others.
+    """The fields that identify a row.
 
     Attributes:
         backend: ``"torch"`` for the baseline.
@@ -87,7 +87,7 @@ class RowFidelity:
 
 @dataclass(frozen=True, slots=True)
 class StartTimes:
-    """What a user waits for at the start, in ms; None where it was not measured.
+    """Times that a user waits at the start, in ms; None where they were not measured.
 
     Attributes:
         open: loading the network, in a process that has imported its libraries or does so now.

@@ -101,7 +101,7 @@ class TimingTask:
 
 @dataclass(slots=True)
 class Series:
-    """What a task gave: one slice a round.
+    """The measurements of one task: one slice a round.
 
     Attributes:
         foreign_cpu: share of the CPUs that other processes took, in each round.

@@ -36,7 +36,7 @@ class GroundTruth:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was found of one process beside its durations.
+    """Checks of one process: load time, memory, labels; without its durations.
 
     Attributes:
         open_ms: time that loading the network took.

@@ -42,7 +42,7 @@ _SCOPES: dict[Scenario, tuple[Scope, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one process runs.
+    """One process of a benchmark, and what it runs.
 
     Attributes:
         candidate: None for PyTorch, which `torch_mode` then describes.
@@ -77,7 +77,7 @@ class Job:
 
     @property
     def workloads(self) -> tuple[Workload, ...]:
-        """What it repeats: a frame's run times the network in it; saturated, each has its own."""
+        """What it repeats. One frame at a time also times the network; several streams do not."""
         if self.streams > 1:
             return "compute", "frame"
         frames: tuple[Workload, ...] = () if self.scenarios == ("stream",) else ("frame",)

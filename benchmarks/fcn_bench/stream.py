@@ -90,7 +90,7 @@ class Arrivals:
 
 
 class FrameStream:
-    """What one network makes of frames that arrive at a fixed rate.
+    """Runs one network on frames that arrive at a fixed rate.
 
     Args:
         frames_bgr: uint8 [H, W, 3] each, of one size.

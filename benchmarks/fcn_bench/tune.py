@@ -23,7 +23,7 @@ _USUAL_DROP = 1.0  # what fcn-export allows unless told
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What was kept, and where."""
+    """The rows that were kept as this machine's choice, and their file."""
 
     best: TunedRow
     rows: TunedRows

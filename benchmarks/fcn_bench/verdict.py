@@ -39,7 +39,7 @@ class VerdictLimits:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of one row.
+    """The measurements of one row that its verdict depends on.
 
     Attributes:
         durations_ms: measured calls, in the order in which they ran.

@@ -34,7 +34,7 @@ class _Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointInfo:
-    """What a checkpoint says beside its weights.
+    """The facts that a checkpoint holds beside its weights.
 
     Attributes:
         architecture: how to build the network, as `fcn_models.checkpoints` describes it.

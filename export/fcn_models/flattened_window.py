@@ -35,7 +35,7 @@ _FIXED: dict[str, Pooling] = {"avg_pool2d": "average", "max_pool2d": "max"}
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What one vector was flattened from: channels, (height, width), and the cells between."""
+    """The features that one vector was flattened from: channels, (height, width), cell spacing."""
 
     channels: int
     size: tuple[int, int] = (1, 1)

@@ -24,7 +24,7 @@ REDUCTIONS: dict[str, Pooling] = {"mean": "average", "amax": "max"}
 
 @dataclass(frozen=True, slots=True)
 class Flattening:
-    """What a vector is made of.
+    """The features that a classifier makes one vector of.
 
     Attributes:
         source: the features [N, C, h, w].

@@ -19,7 +19,7 @@ READ_ERRORS = (
     OSError,
     struct.error,
 )
-"""What PyTorch's reader meets in a damaged or forged file, of which it checks little."""
+"""Errors that PyTorch's reader raises on a damaged or forged file, which it hardly checks."""
 
 _MAX_CHARACTERS = 300
 

@@ -12,7 +12,7 @@ from fcn_deploy.names import IGNORE_LABEL
 __all__ = ["pixel_loss"]
 
 AUX_WEIGHT = 0.5
-"""Of an auxiliary head's loss, as in torchvision's references/segmentation/train.py."""
+"""Weight of an auxiliary output's loss, as in torchvision's references/segmentation/train.py."""
 
 
 def pixel_loss(found: Tensor | dict[str, Tensor], labels: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """What the network expects; done inside the artifact's graphs.
+    """The preprocessing that the network expects, which the artifact's graphs do themselves.
 
     Attributes:
         mean, std: of values in 0..1, one entry a channel of the network.
@@ -244,7 +244,7 @@ class SeenByNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What `manifest.json` says. `files` and digests are filled in when the artifact is written.
+    """The content of `manifest.json`. Writing the artifact fills in `files` and digests.
 
     Attributes:
         receptive_field: None where it could not be told, and of artifacts of earlier releases.

@@ -20,7 +20,7 @@ Activation = Literal["logits", "sigmoid", "softmax", "ids"]
 """What scores are; ``"ids"`` of labels whose scores are not known."""
 
 ClassAxis = Literal[1, 3]
-"""Of scores [N, C, h, w] and [N, h, w, C]."""
+"""Axis of the classes in scores [N, C, h, w] and [N, h, w, C]."""
 
 Coordinates = Literal["half_pixel", "pytorch_half_pixel", "align_corners"]
 """ONNX's names for how a Resize maps an output pixel to the scores, as far as the head can."""
@@ -95,7 +95,7 @@ class OutputMeaning:
 
     @property
     def score_threshold(self) -> float:
-        """What an output of scores of a single class must exceed."""
+        """The score of a single class above which a pixel is of the class."""
         if self.activation in ("sigmoid", "softmax") and self.threshold is not None:
             return self.threshold
         return 0.0

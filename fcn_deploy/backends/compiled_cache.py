@@ -22,7 +22,7 @@ _SUFFIX = ".compiled"
 _DIGEST_BYTES = 32
 
 MAX_BYTES = 2 << 30
-"""What all entries may take together: a dozen networks of the size of FCN-ResNet50."""
+"""Bytes that all entries may take together: a dozen networks of the size of FCN-ResNet50."""
 
 
 def user_cache_folder() -> Path:

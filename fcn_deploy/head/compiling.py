@@ -21,7 +21,7 @@ __all__ = ["instruction", "kernel", "kernel_part"]
 _log = logging.getLogger(__name__)
 
 _CACHE_FAULTS = (OSError, EOFError, PickleError)
-"""What Numba lets through when the disk is full, or a file of its cache is damaged."""
+"""Errors that Numba raises when the disk is full, or a file of its cache is damaged."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -23,7 +23,7 @@ __all__ = ["NetworkRun", "ScoreGrid", "TileLayout", "segment_tiles"]
 
 
 class NetworkRun(Protocol):
-    """What runs a network on frames of one size as they are: a Segmenter."""
+    """Runs a network on frames of one size without tiling them; `Segmenter` does."""
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]: ...

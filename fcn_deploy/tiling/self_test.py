@@ -20,11 +20,11 @@ _TOLERANCE = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 5e-2}
 what is rounded in between, change with the input's size."""
 
 _CORE_PX = 64
-"""What each tile of a self-test is responsible for, about."""
+"""About how many pixels along each axis a tile of a self-test gives labels for."""
 
 
 class TiledNetwork(NetworkRun, Protocol):
-    """What cuts frames into tiles: a Segmenter."""
+    """Cuts frames into tiles; `Segmenter` does."""
 
     @property
     def tiling(self) -> Tiling: ...
@@ -35,7 +35,7 @@ class TiledNetwork(NetworkRun, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TilingError:
-    """What tiles change.
+    """How far the results of tiles are from those of the whole frame.
 
     Attributes:
         size: (height, width) of the frame in px.

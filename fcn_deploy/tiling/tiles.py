@@ -34,10 +34,10 @@ _WHOLE_BYTES = 3 << 30
 FCN-ResNet50. Libraries were measured to take 0.5 to 2 times the count."""
 
 _TILE_BYTES = 1 << 29
-"""What a tile may take by the same count: with frame and labels, 100 megapixels stay below 2 GB."""
+"""Bytes that a tile may take by the same count: 100 megapixels then stay below 2 GB in all."""
 
 _USUAL_BYTES_PER_PX = 256
-"""Of graphs that cannot be followed: more than FCN-ResNet50, LR-ASPP and most others hold."""
+"""Bytes per pixel of graphs that cannot be followed: more than FCN-ResNet50 and LR-ASPP take."""
 
 _USUAL_HALO = 256
 """Pixels of halo for graphs that cannot be followed; FCN-ResNet50 sees 221 to each side."""
@@ -253,7 +253,7 @@ class Tiling:
 
     @property
     def _noted(self) -> SeenByNetwork | None:
-        """What the manifest says of the network: all that there is of a plan."""
+        """The receptive field that the manifest gives, the only source for a plan."""
         manifest = self._model.file.manifest
         return None if manifest is None else manifest.receptive_field
 

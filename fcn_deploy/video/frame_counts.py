@@ -17,7 +17,7 @@ _PERCENTILES = (50, 90, 95, 99)
 
 @dataclass(frozen=True, slots=True)
 class PipelineStats:
-    """What became of the frames: captured = delivered + sum of dropped + discarded_at_close.
+    """Counts of a pipeline's frames: captured = delivered + sum of dropped + discarded_at_close.
 
     While the pipeline runs, frames that wait in its queues are captured and not yet anything else.
 

@@ -23,7 +23,7 @@ _DEFAULT_FPS = 25.0
 
 @dataclass(slots=True)
 class JobReport:
-    """What a job did. It is filled while the job runs, so that a broken one has a report too.
+    """The report of one job, filled while the job runs, so that a failed one has a report too.
 
     Attributes:
         source: its address, without secrets.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["LOW_COST", "keep_budget"]
 
 LOW_COST = {Precision.FP16: 0.5, Precision.INT8: 0.25}
-"""What a layer costs of what it costs in fp32: bytes of a value. An estimate, for choosing."""
+"""A layer's estimated cost, as a share of its cost in fp32: the ratio of the bytes of a value."""
 
 _RANKING_IMAGES = 8
 

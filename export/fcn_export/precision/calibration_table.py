@@ -23,7 +23,7 @@ _MAX_BYTES = 64_000_000
 
 @dataclass(frozen=True, slots=True)
 class CalibrationKey:
-    """What a table holds for; with the same key, it is the same table.
+    """What a table depends on. Tables with equal keys are equal.
 
     Attributes:
         model_sha256: of the fp32 graph that was run.
@@ -38,7 +38,7 @@ class CalibrationKey:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationTable:
-    """What calibration found.
+    """The result of a calibration.
 
     Attributes:
         tensors: threshold of each method, by tensor; a tensor that was 0 throughout is absent.

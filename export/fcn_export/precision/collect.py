@@ -34,7 +34,7 @@ Progress = Callable[[str], None]
 """Told what goes on, in a few words."""
 
 HELD_BYTES = 256_000_000
-"""Of inner tensors that one run gives out for histograms; one tensor may be larger."""
+"""Bytes of inner tensors that one run may give for histograms; a single tensor may be larger."""
 
 _BACKEND = "onnxruntime"
 _FLOAT_BYTES = 4
@@ -43,7 +43,7 @@ _CHUNK = 1 << 20  # elements counted at a time, so that temporaries stay small
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What the first pass keeps of a tensor.
+    """The statistics of a tensor that the first pass keeps.
 
     Attributes:
         low, high: smallest and largest value in all images.

@@ -43,7 +43,7 @@ class Damage:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What sorts by damage: hundredths of a point first, then labels."""
+        """Sort key: first the drop in hundredths of a point, then the labels that differ."""
         drop = 0.0 if self.miou_drop is None else round(self.miou_drop, 2)
         return drop, self.disagreement
 

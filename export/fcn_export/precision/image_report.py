@@ -14,10 +14,10 @@ __all__ = ["ImageReport", "ImageStatistics"]
 
 _FEW_IMAGES = 16
 _HARDLY_SEEN_SHARE = 1e-3
-"""Of all pixels: ranges of a class's features are then set by a few patches."""
+"""Share of all pixels. Below it, a few patches set the ranges of a class's features."""
 _HARDLY_SEEN_IMAGES = 2
 _LOW_SPREAD = 4.0
-"""Of the images' mean brightness, in grey levels: one exposure only."""
+"""Spread of the images' mean brightness, in grey levels. Below it, there is one exposure only."""
 _DUPLICATE_DIFFERENCE = 0.02
 """Of two thumbnails' spread, on average: one picture saved twice, or a camera that sees no motion.
 Neighbouring slices of a scan, 1 mm apart, differ by 0.03 to 0.05."""
@@ -28,7 +28,7 @@ _NAMED = 6  # classes of many, in a sentence
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
-    """What is known of the calibration images.
+    """Statistics of the calibration images.
 
     Attributes:
         used: images that were run; `total` of them there were.

@@ -30,8 +30,8 @@ __all__ = ["make_int8"]
 
 _METHOD_IMAGES = 8
 _EDGE_SHARE = 0.05
-"""Of the multiply-adds: as long as they do less, the first and the last convolution stay float.
-They are the most sensitive to rounding: one sees the image, the other decides the label."""
+"""Share of the multiply-adds up to which the first and the last convolution stay float. They are
+the most sensitive to rounding: one sees the image, the other decides the label."""
 
 
 def make_int8(inputs: VariantInputs) -> GraphVariant:

@@ -30,7 +30,7 @@ _PRUNED = 8  # kept blocks that are tried without, at most
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What is lowered or kept as one.
+    """Nodes that are lowered or kept together.
 
     Attributes:
         name: of its first node.
@@ -59,7 +59,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         chosen: the point to make.

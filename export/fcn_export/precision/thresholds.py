@@ -17,7 +17,7 @@ Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 BINS = 2048
-"""Of a histogram from 0 to the largest value: 16 for each int8 step, as TensorRT's calibrators."""
+"""Bins of a histogram from 0 to the largest value: 16 for each int8 step, as in TensorRT."""
 
 PERCENTILE = 99.99
 

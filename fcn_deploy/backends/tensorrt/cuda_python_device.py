@@ -32,7 +32,7 @@ _LOST = {214, 700, 702, 710, *range(714, 720), 999}
 
 
 class AnyStream:
-    """What a device does with streams of any library, given by their handles."""
+    """Stream operations of a device, on streams of any library, given by their handles."""
 
     def begin_capture(self, stream: int) -> None:
         # THREAD_LOCAL: other threads go on calling what a capture forbids, such as cuMemAlloc

@@ -75,7 +75,7 @@ class LabellingRun:
 
     @property
     def buffers(self) -> tuple[TensorSpec, TensorSpec]:
-        """What needs room on the device."""
+        """The buffers that need memory on the device."""
         return TensorSpec(self.tables_name, "uint8", (None,)), self._labels
 
     @property

@@ -15,7 +15,7 @@ __all__ = ["PlanRecord", "check_plan"]
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """What is known of a plan that is still unread.
+    """The facts about a plan that the manifest gives before the plan is read.
 
     Attributes:
         library: the backend that built it, and alone can run it.

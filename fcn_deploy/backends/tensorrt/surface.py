@@ -175,7 +175,7 @@ class OnnxParser(Protocol):
 
 
 class ProgressListener(Protocol):
-    """What a build calls as it goes on; False from `step_complete` cancels it."""
+    """Called by a build as it progresses; False from `step_complete` cancels the build."""
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None: ...
 

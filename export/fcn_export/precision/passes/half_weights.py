@@ -16,7 +16,7 @@ MIN_NORMAL_HALF = float(np.finfo(np.float16).tiny)  # 6.104e-5; smaller ones los
 
 @dataclass(slots=True)
 class HalfWeights:
-    """What was counted over the weights that became float16.
+    """Counts over the weights that became float16.
 
     Attributes:
         values: how many there were.

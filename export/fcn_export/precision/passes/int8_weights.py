@@ -28,7 +28,7 @@ _SHORT = 0.5
 Convolutions with many inputs begin with weights about so small (2048 channels of 3x3)."""
 
 _NEGLIGIBLE = 0.01
-"""Of the layer's largest weight: of a channel below it, small weights may be lost."""
+"""Share of the layer's largest weight. A channel below it may lose small weights."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ MIN_HALF_SCALE_OPSET = 19
 
 @dataclass(frozen=True, slots=True)
 class Fp16Changes:
-    """What the pass did.
+    """The changes that the pass made.
 
     Attributes:
         half_nodes: nodes that compute in float16, by name.
