@@ -70,7 +70,7 @@ def _import_without(reporter: str) -> None:
     before = sys.modules.get(reporter)
     sys.modules[reporter] = None  # type: ignore[assignment]  # Python's own mark of no such module
     try:
-        import openvino  # noqa: F401  # for what it does
+        import openvino  # noqa: F401  # for its side effect
     finally:
         if before is None:
             del sys.modules[reporter]

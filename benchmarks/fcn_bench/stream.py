@@ -40,7 +40,7 @@ class Arrivals:
     """
 
     name = "frames at a fixed rate"
-    live = False  # nothing is dropped: what waits is late
+    live = False  # no frame is dropped: one that waits is late
     notices: tuple[str, ...] = ()
 
     def __init__(self, encoded: Sequence[Array], *, rate_fps: float, count: int) -> None:

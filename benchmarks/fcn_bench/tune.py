@@ -18,7 +18,7 @@ from fcn_export.export import MAX_MIOU_DROP
 
 __all__ = ["NotTuned", "Tuned", "check_tunable", "tune"]
 
-_USUAL_DROP = 1.0  # what fcn-export allows unless told
+_USUAL_DROP = 1.0  # fcn-export's default budget
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class Evidence:
         foreign_cpu: share of the CPUs that other processes took meanwhile; None if unknown.
         output_faults: what is wrong with the labels, such as a constant output.
         overload: why the queue of a stream grew; None where it did not. Latencies then grow with
-            the length of a turn, so that their drift and spread are not judged.
+            the length of a turn, so that their drift and spread do not count.
         fp32_agreement: share of pixels with PyTorch's label, where this row computes in fp32.
     """
 

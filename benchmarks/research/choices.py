@@ -1,4 +1,4 @@
-"""Measure what the CPU runtime chose against what it did not choose, on one artifact.
+"""Compare the CPU runtime's choices with their alternatives, on one artifact.
 
     python benchmarks/research/choices.py model.fcn --size 720x1280
 

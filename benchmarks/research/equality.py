@@ -1,12 +1,13 @@
-"""Hold convolutionalised classifiers against the classifiers, full-size; print the largest errors.
+"""Compare convolutionalised classifiers with the classifiers, full-size; print the largest errors.
 
     python -m benchmarks.research.equality
     python -m benchmarks.research.equality --backbone vgg16 resnet50
 
 At the classifier's own size its scores and the map's only cell are compared; on an image twice as
 large, the map must have the size that kernels, strides and padding give. Further, an FCN-16s made
-of an FCN-32s, and an FCN-8s of that, are held against what they were made of, at an odd size and in
-both geometries: in the paper's, those whose cells lie between pixels (VGG, GoogLeNet) must differ.
+of an FCN-32s, and an FCN-8s of that, are compared with the nets they were made of, at an odd size
+in both geometries. In the paper's, those whose cells lie between pixels (VGG, GoogLeNet) must
+differ.
 
 Weights are random, from one seed; batch normalisation is given the statistics of random images,
 without which features all but vanish. Errors are relative to how much scores differ: between

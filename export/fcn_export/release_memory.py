@@ -9,7 +9,7 @@ __all__ = ["release_freed_memory"]
 
 
 def release_freed_memory() -> None:
-    """Collect garbage, and have glibc hand back the pages that hold nothing any more.
+    """Collect garbage, and have glibc give unused pages back to the system.
 
     Left alone, it keeps hundreds of megabytes after a graph was traced or a session closed. Where
     there is another C library, only the garbage is collected.

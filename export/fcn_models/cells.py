@@ -44,7 +44,7 @@ def check_cells(
     """
     shapes = _run(module, size)
     cells: dict[fx.Node, Size] = {}
-    pooled: dict[fx.Node, fx.Node] = {}  # what stands for the whole image, and the pool it is of
+    pooled: dict[fx.Node, fx.Node] = {}  # a value of the whole image, and the pool that made it
     for node in module.graph.nodes:
         maps = [one for one in node.all_input_nodes if one in cells]
         shape = shapes.get(node, ())

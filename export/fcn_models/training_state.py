@@ -130,7 +130,7 @@ def set_random_numbers(numbers: dict[str, Tensor], device: torch.device) -> None
 def _load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as exc:  # its text advises to run what the file holds
+    except UnpicklingError as exc:  # its text advises to run the file's code
         raise _foreign(path, "it holds more than tensors and plain values") from exc
     except READ_ERRORS as exc:
         raise _foreign(path, f"{type(exc).__name__}: {first_line(exc)}") from exc

@@ -17,7 +17,7 @@ _FACTORIES = {
     "onnxruntime": ("fcn_deploy.backends.onnxruntime", "OnnxRuntimeBackend"),
 }
 
-# these run plans, which only exist where somebody built them for such a GPU
+# these run plans, which must be built for such a GPU first
 _PLAN_FACTORIES = {
     "tensorrt": ("fcn_deploy.backends.tensorrt.backend", "TensorRtBackend"),
     "tensorrt-rtx": ("fcn_deploy.backends.tensorrt.backend", "TensorRtRtxBackend"),

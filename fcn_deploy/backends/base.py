@@ -224,7 +224,7 @@ class Backend(Protocol):
 
 
 class PlanBackend(Backend, Protocol):
-    """A backend of engine plans, which are for one library, one release of it and some GPUs."""
+    """A backend that runs plans. A plan is for one library, one release of it and some GPUs."""
 
     def obstacle(self, variant: Variant, manifest: Manifest, /) -> str | None:
         """Say why a plan of an artifact cannot run here, a phrase, or None."""

@@ -223,7 +223,7 @@ class _Writable:
     """
 
     def __init__(self, array: Array) -> None:
-        self._array = array  # whoever holds this one's memory holds that of the array
+        self._array = array  # holding this object's memory keeps the array's alive
         address, _ = array.__array_interface__["data"]
         self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-# what a line is about decides its colour on a terminal
+# the colour of a line on a terminal, by its kind
 _STYLES = {"heading": "bold", "good": "green", "bad": "red", "plain": ""}
 
 Line = tuple[str, str]

@@ -125,4 +125,4 @@ class Producing(Generic[T]):
         traceback: TracebackType | None,
     ) -> bool:
         self._channel.finish(None if isinstance(exc, ChannelClosedError) else exc)
-        return True  # a thread has nobody to raise to: the consumer raises it
+        return True  # a thread's error has no caller: the consumer raises it

@@ -1,4 +1,4 @@
-"""Decide what is segmented to where, and refuse what cannot work before anything is done."""
+"""Pair sources with outputs, and refuse pairs that cannot work before anything is done."""
 
 from __future__ import annotations
 

@@ -322,7 +322,7 @@ class _PipelineThreads:
             self._turns.end()
         if mine:
             self._results.finish(error)
-        # after a failure nobody takes what was captured
+        # after a failure, captured frames are not taken
         self._count(discarded=self._frames.close())
         self.source.interrupt()
         return False

@@ -38,7 +38,7 @@ _PYAV_CODECS: Mapping[str, tuple[str, ...]] = {
     ".mkv": ("libx264", "mpeg4"),
     ".avi": ("mpeg4",),
 }
-# a fragment a second: what a kill leaves behind plays up to the last one
+# a fragment a second: after a kill, the file plays up to the last one
 _FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
 
 VIDEO_SUFFIXES = frozenset(_OPENCV_CODECS)

@@ -15,7 +15,7 @@ __all__ = ["GpuReport"]
 
 @dataclass
 class GpuReport:
-    """Runs steps and notes them, so that one that fails does not keep the others from going on.
+    """Runs steps and notes their results; a step that fails does not stop the next.
 
     Attributes:
         folder: of `report.json` and `report.md`, which are written after each step.

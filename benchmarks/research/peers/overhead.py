@@ -33,7 +33,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 @dataclass(frozen=True, slots=True)
 class OverheadTimes:
-    """Medians in ms, taken in turns in one process, and what follows of them.
+    """Medians in ms, measured in turns in one process, and figures computed of them.
 
     Attributes:
         frame_ms: `Segmenter(frame)`.

@@ -171,7 +171,7 @@ def _opened(
         )
     wanted = None if outputs is None else tuple(outputs)
     source = ModelSource(Path(f"calibration {purpose}"), model.SerializeToString(), wanted)
-    del model  # where it is nobody else's, the bytes are all that is kept of it
+    del model  # frees it unless the caller holds it: the bytes are enough
     context = get_backend(_BACKEND).open(source)
     try:
         yield context

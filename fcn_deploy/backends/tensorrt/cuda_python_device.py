@@ -35,7 +35,7 @@ class AnyStream:
     """Stream operations of a device, on streams of any library, given by their handles."""
 
     def begin_capture(self, stream: int) -> None:
-        # THREAD_LOCAL: other threads go on calling what a capture forbids, such as cuMemAlloc
+        # THREAD_LOCAL: other threads may call what a capture forbids, such as cuMemAlloc
         mode = require_driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         call("cuStreamBeginCapture", stream, mode)
 
@@ -163,7 +163,7 @@ class CudaPythonDevice(AnyStream):
     ) -> None:
         content = ctypes.create_string_buffer(argument, len(argument))
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(content))
-        where = ctypes.addressof(pointers)  # the driver copies what it points to
+        where = ctypes.addressof(pointers)  # the driver copies the arguments there
         call("cuLaunchKernel", kernel, *grid, *block, 0, stream, where, 0)
 
     def release(self, *resources: Any) -> None:

@@ -63,7 +63,7 @@ class DeviceArray(ContextManaged):
             "data": (self.address, False),
             "strides": None,
             "version": 3,
-            "stream": None,  # whoever made it was told the stream that it is ready in
+            "stream": None,  # its maker knows the stream in which it is ready
         }
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ def stream_handle(stream: Any, arrays: Iterable[Any], views: Iterable[DeviceView
             )
         if named:
             return int(named.pop())
-        # no import: whoever holds a tensor has PyTorch loaded
+        # no import: where a tensor exists, PyTorch is loaded
         torch = sys.modules.get("torch")
         for array in arrays:
             if torch is not None and isinstance(array, torch.Tensor):

@@ -56,7 +56,7 @@ class DeviceLabelling:
 
 @dataclass(frozen=True, slots=True)
 class LabellingRun:
-    """One run's labels: what is copied in for them, where they are written, and what is copied out.
+    """The labels of one run: its copies in, its buffers and its copies out.
 
     Attributes:
         shape: of the scores.

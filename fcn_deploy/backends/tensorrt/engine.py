@@ -30,7 +30,7 @@ __all__ = ["TrtEngine"]
 
 S = TypeVar("S", bound=ContextManaged)
 
-# TensorRT's names of what NumPy has; BF16, FP8, INT4 and FP4 it has not
+# TensorRT's names of NumPy's types; NumPy has no BF16, FP8, INT4 and FP4
 _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",

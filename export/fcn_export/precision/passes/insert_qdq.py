@@ -1,8 +1,9 @@
 """Write Q/DQ nodes into a graph, as a placement says and with the scales that were measured.
 
 Needs a float32 graph whose nodes have names of their own. A tensor gets one QuantizeLinear and one
-DequantizeLinear, whoever reads it through them; weights are stored as int8 with a DequantizeLinear.
-Everything between the pairs stays float32, and so do biases: TensorRT refuses int32 ones.
+DequantizeLinear, for all nodes that read it through them; weights are stored as int8 with a
+DequantizeLinear. Everything between the pairs stays float32, and so do
+biases: TensorRT refuses int32 ones.
 """
 
 from __future__ import annotations
@@ -91,11 +92,11 @@ class _Writer:
                 ("QuantizeLinear", "DequantizeLinear"), (source, outputs[0]), outputs, strict=True
             )
         ]
-        maker = source.producer()
-        if maker is None:
+        producer = source.producer()
+        if producer is None:
             self._graph.insert_before(self._first, pair)
         else:
-            self._graph.insert_after(maker, pair)
+            self._graph.insert_after(producer, pair)
         return outputs[1]
 
     def weight(self, conv: ir.Node, weight: QuantizedWeight) -> ir.Value:
