@@ -90,8 +90,8 @@ MUTATIONS = (
         "a wait that is interrupted is given up",
         P,
         "            except (FcnDeployError, MemoryError) as error:\n"
-        "                self._error = error  # its own: whoever waits here may be the slot's next "
-        "run\n            self._parts = {}",
+        "                self._error = error  # this run's: the slot's next run may wait here\n"
+        "            self._parts = {}",
         "            except (FcnDeployError, MemoryError) as error:\n"
         "                self._error = error\n"
         "            except BaseException:\n"

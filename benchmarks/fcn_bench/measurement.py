@@ -18,7 +18,6 @@ from fcn_bench.baseline_model import BaselineModel, find_baseline
 from fcn_bench.environment import ForeignCpu, describe_environment
 from fcn_bench.inputs import read_frames, synthetic_frames, video_rate_fps
 from fcn_bench.options import BenchmarkOptions
-from fcn_bench.remote import Worker
 from fcn_bench.report import Row
 from fcn_bench.rounds import Interrupted, Series, TimingTask, interleave
 from fcn_bench.rows import GroundTruth, Outcome, make_rows
@@ -31,6 +30,7 @@ from fcn_bench.scenarios import (
 )
 from fcn_bench.targets import Candidate, Target, find_candidates, preprocess_of
 from fcn_bench.torch_baseline import TorchMode
+from fcn_bench.worker_client import Worker
 from fcn_deploy.artifact.manifest import Preprocess
 from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.machine import throughput_streams, usable_cores

@@ -9,7 +9,7 @@ import numpy as np
 
 from fcn_bench.agreement import Agreement
 from fcn_bench.report import Row, RowFidelity, RowKey, Speedup, StartTimes
-from fcn_bench.scenarios import Measured
+from fcn_bench.scenarios import MeasuredRow
 from fcn_bench.stats import ratio_of_medians, summarise
 from fcn_bench.verdict import Evidence, decide_verdict
 from fcn_deploy.names import Array
@@ -50,13 +50,13 @@ class Outcome:
     eager_truth: GroundTruth | None = None
 
 
-def make_rows(measured: Sequence[tuple[Measured, Outcome]]) -> list[Row]:
+def make_rows(measured: Sequence[tuple[MeasuredRow, Outcome]]) -> list[Row]:
     """Judge every row and compare it with PyTorch's rows of its scenario and scope."""
     samples = [row for row, _ in measured]
     return [_make_row(row, outcome, samples) for row, outcome in measured]
 
 
-def _make_row(row: Measured, outcome: Outcome, samples: Sequence[Measured]) -> Row:
+def _make_row(row: MeasuredRow, outcome: Outcome, samples: Sequence[MeasuredRow]) -> Row:
     durations = [value for part in row.durations_ms for value in part]
     agreement = outcome.agreement
     foreign = row.series.foreign_cpu
@@ -91,7 +91,7 @@ def _make_row(row: Measured, outcome: Outcome, samples: Sequence[Measured]) -> R
     )
 
 
-def _baselines(row: Measured, samples: Sequence[Measured]) -> tuple[Measured | None, ...]:
+def _baselines(row: MeasuredRow, samples: Sequence[MeasuredRow]) -> tuple[MeasuredRow | None, ...]:
     """Give PyTorch eager and the fastest PyTorch row of the same kind, where they are others."""
     peers = [other for other in samples if _same_kind(other.key, row.key)]
     eager = next((other for other in peers if other.key.mode == "eager"), None)
@@ -109,18 +109,18 @@ def _same_kind(torch: RowKey, key: RowKey) -> bool:
     return all(getattr(torch, name) == getattr(key, name) for name in same)
 
 
-def _median_cost(row: Measured) -> float:
+def _median_cost(row: MeasuredRow) -> float:
     return float(np.median([value for part in row.cost_ms for value in part]))
 
 
-def _speedup(row: Measured, against: Measured | None) -> Speedup | None:
+def _speedup(row: MeasuredRow, against: MeasuredRow | None) -> Speedup | None:
     """Give the ratio; None where there is none, as a growing queue's median says nothing."""
     if against is None or _overload(row) is not None or _overload(against) is not None:
         return None
     return Speedup(ratio_of_medians(against.cost_ms, row.cost_ms), against.key.mode)
 
 
-def _overload(row: Measured) -> str | None:
+def _overload(row: MeasuredRow) -> str | None:
     rate_fps = row.rate_fps
     if rate_fps is None or (not row.unwritten and row.throughput_fps >= _KEEPS_UP * rate_fps):
         return None
@@ -130,7 +130,7 @@ def _overload(row: Measured) -> str | None:
     )
 
 
-def _stream_notes(row: Measured, rate_fps: float) -> list[str]:
+def _stream_notes(row: MeasuredRow, rate_fps: float) -> list[str]:
     latencies = [value for part in row.durations_ms for value in part]
     interval_ms = 1000 / rate_fps
     late = sum(value > interval_ms for value in latencies)
@@ -157,7 +157,7 @@ def _fidelity(outcome: Outcome) -> RowFidelity:
     )
 
 
-def _notes(row: Measured, agreement: Agreement) -> list[str]:
+def _notes(row: MeasuredRow, agreement: Agreement) -> list[str]:
     notes = [] if row.rate_fps is None else _stream_notes(row, row.rate_fps)
     weak = agreement.weak_margin_share
     if row.key.precision != "fp32" and weak is not None and weak > _MANY_WEAK_MARGINS:

@@ -20,7 +20,7 @@ __all__ = [
     "DEFAULT_SCENARIOS",
     "SCENARIOS",
     "Job",
-    "Measured",
+    "MeasuredRow",
     "Scenario",
     "check_scenarios",
     "list_jobs",
@@ -85,7 +85,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredRow:
     """Samples of one row.
 
     Attributes:
@@ -187,7 +187,7 @@ def measured_rows(
     height: int,
     width: int,
     rate_fps: float | None = None,
-) -> list[Measured]:
+) -> list[MeasuredRow]:
     """Make a job's rows of the series of its tasks.
 
     Args:
@@ -233,7 +233,7 @@ def _workload(job: Job, scope: Scope) -> Workload:
 
 def _measured_row(
     job: Job, key: RowKey, series: Series, scope: Scope, rate_fps: float | None
-) -> Measured:
+) -> MeasuredRow:
     durations = series.durations_ms(scope)
     if not all(0 < value < math.inf for part in durations for value in part):
         raise BenchmarkError(
@@ -252,7 +252,7 @@ def _measured_row(
     ]
     spent = sum(map(operator.mul, seconds_a_call, counts))
     frame_cost = [[1000 * seconds / key.batch] for seconds in seconds_a_call]
-    return Measured(
+    return MeasuredRow(
         key=key,
         durations_ms=durations,
         cost_ms=frame_cost if key.scenario == "throughput" else durations,

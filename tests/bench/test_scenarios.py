@@ -12,7 +12,7 @@ from fcn_bench.rounds import Series, TimingTask, Workload
 from fcn_bench.rows import GroundTruth, Outcome, make_rows
 from fcn_bench.scenarios import (
     Job,
-    Measured,
+    MeasuredRow,
     Scenario,
     check_scenarios,
     list_jobs,
@@ -56,7 +56,7 @@ def series(frame_ms: float, *, calls_per_second: float = 0.0, rounds: int = 10) 
     return Series(WarmUp(5, True), slices, [0.0] * rounds)
 
 
-def rows_of(job: Job, frame_ms: float, *, calls_per_second: float = 0.0) -> list[Measured]:
+def rows_of(job: Job, frame_ms: float, *, calls_per_second: float = 0.0) -> list[MeasuredRow]:
     parts = [
         (
             TimingTask(job.name, NoRunner(), workload),
@@ -164,7 +164,7 @@ def test_speed_up_is_against_eager_and_against_the_best_of_pytorch() -> None:
     assert {row.verdict for row in rows} == {Verdict.VALID}
 
 
-def measured_stream(job: Job, *, written_fps: float, unwritten: int = 0) -> Measured:
+def measured_stream(job: Job, *, written_fps: float, unwritten: int = 0) -> MeasuredRow:
     """Ten turns of five frames at 25 a second, of which the last of each turn may be unwritten."""
     arriving = series(30.0)
     arriving.slices = [replace(p, calls_per_second=written_fps) for p in arriving.slices]

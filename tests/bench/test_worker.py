@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcn_bench.remote import Worker
 from fcn_bench.worker import serve
+from fcn_bench.worker_client import Worker
 from fcn_deploy import Segmenter
 from fcn_deploy.errors import ArtifactMissingError, BenchmarkError
 from fcn_deploy.names import Array

@@ -32,9 +32,7 @@ class ArraysInUse:
         self._device = device
         self._stream = stream
         self._free = free
-        self._kept: deque[tuple[Any, object]] = (
-            deque()
-        )  # an event, and an object to hold until then
+        self._kept: deque[tuple[Any, object]] = deque()  # an event, what to hold until then
         self._given_out: set[DeviceArray] = set()
 
     def outputs(

@@ -135,9 +135,7 @@ class PendingResult:
                 arrays = {name: part.copy() for name, part in self._parts.items()}
                 self._arrays = arrays if self._finish is None else self._finish(arrays)
             except (FcnDeployError, MemoryError) as error:
-                self._error = (
-                    error  # this run's error: the waiting caller may be of the slot's next run
-                )
+                self._error = error  # this run's: the slot's next run may wait here
             self._parts = {}
             self._finished = True
             slot.pending = None
