@@ -119,6 +119,7 @@ def test_json_on_stdout_is_json_alone(
 @pytest.mark.parametrize(("options", "message"), [
     (("--precision", "fp32,int8"), "precision int8 takes its ranges from images"),
     (("--calibrate", "nowhere"), "nowhere does not exist; expected a folder of images"),
+    (("--samples", "nowhere"), "nowhere does not exist; expected a folder of images"),
     (("--max-miou-drop", "-1"), "max_miou_drop is -1.0; expected 0 points or more"),
     (("--engine", "tensorrt"), "TensorRT builds a plan on the GPU that it is for, and there is no"),
     (("--engine", "tensorrt-rtx", "--timing-cache", "x"), "takes no --timing-cache"),
