@@ -23,10 +23,18 @@ SIZES = ((12, 16), (18, 10))
 class Chain:
     """A 1x1 convolution `s` of `x` [n, 3, h, w], and operators one after the other behind it."""
 
-    def __init__(self, classes: int, *, seed: int = 3, opset: int = 17) -> None:
+    def __init__(
+        self,
+        classes: int,
+        *,
+        seed: int = 3,
+        opset: int = 17,
+        image_dims: Sequence[int | str] = ("n", 3, "h", "w"),
+    ) -> None:
         random = np.random.default_rng(seed)
         self.classes = classes
         self.opset = opset
+        self.image_dims = [*image_dims]
         self.weight = random.normal(size=(classes, 3)).astype(np.float32) * 2
         self.nodes = [helper.make_node("Conv", ["x", "w"], ["s"])]
         self.constants: dict[str, Array] = {"w": self.weight[:, :, None, None]}
@@ -50,22 +58,29 @@ class Chain:
     def built(
         self, dims: Sequence[int | str | None] | None = None, *, dtype: int = FLOAT
     ) -> tuple[bytes, OnnxGraph]:
+        """Give the checked file, with output `y`, and its scan."""
+        model = self._model(dims, dtype)
+        onnx.checker.check_model(model)
+        data = bytes(model.SerializeToString())
+        return data, scan_onnx(data)
+
+    def scanned(self) -> OnnxGraph:
+        """Give the graph without asking whether it is valid."""
+        return scan_onnx(self._model(None, FLOAT).SerializeToString())
+
+    def _model(self, dims: Sequence[int | str | None] | None, dtype: int) -> onnx.ModelProto:
         usual: Sequence[int | str | None] = ("n", self.classes, "oh", "ow")
-        shape = [*(usual if dims is None else dims)]
         nodes = [*self.nodes, helper.make_node("Identity", [self.tensor], ["y"])]
         graph = helper.make_graph(
             nodes,
             "chain",
-            [helper.make_tensor_value_info("x", FLOAT, ["n", 3, "h", "w"])],
-            [helper.make_tensor_value_info("y", dtype, shape)],
+            [helper.make_tensor_value_info("x", FLOAT, self.image_dims)],
+            [helper.make_tensor_value_info("y", dtype, [*(usual if dims is None else dims)])],
             [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
         )
-        model = helper.make_model(
+        return helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=9
         )
-        onnx.checker.check_model(model)
-        data = bytes(model.SerializeToString())
-        return data, scan_onnx(data)
 
     def scores(self, image: Array) -> Array:
         """Give the convolution's own [n, C, h, w], in NumPy."""

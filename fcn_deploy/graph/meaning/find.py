@@ -61,7 +61,10 @@ class _Tracer:
         if rule is None or second or not all(node.inputs[:1]):
             which = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             return self._with_rank(unknown(f"the operator {which}"), name)
-        found = rule(self, node, name)
+        try:
+            found = rule(self, node, name)
+        except (IndexError, ValueError, ZeroDivisionError):  # somebody's file may say anything
+            found = unknown(f"the operator {node.op_type}, whose inputs do not fit together")
         if found.kind != "unknown" and node.op_type not in _SILENT:
             inner = [self._known[one] for one in node.inputs[:1] if one in self._known]
             if inner and inner[0].found == found.found and inner[0].kind == found.kind:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.graph.meaning import OutputMeaning, check_values, find_meaning, labels_of
 from tests.deploy.output_graphs import FLOAT, FLOAT16, Chain, images, run
 
@@ -499,6 +500,117 @@ def test_a_long_chain_ends_the_search() -> None:
         "unknown",
         "more than 120 operators in a row",
     )
+
+
+FREE = ("n", 3, "h", "w")
+
+
+@pytest.mark.parametrize(
+    ("image_dims", "dims", "axis"),
+    [
+        (FREE, ("n", 5, "h2", "w2"), 1),
+        (FREE, ("n", "h2", "w2", 5), 3),
+        (FREE, ("a", "b", "c", "d"), None),
+        ((1, 3, 32, 48), (1, 21, 16, 24), 1),
+        ((1, 32, 48, 3), (1, 16, 24, 21), 3),
+        ((1, 3, 32, 32), (1, 32, 32, 32), None),
+        ((1, 3, 3, 3), (1, 3, 3, 3), None),
+        (FREE, (1, 3, 3, 3), None),
+    ],
+)
+def test_written_sizes_tell_the_classes_where_no_convolution_does(
+    image_dims: Any, dims: Any, axis: int | None
+) -> None:
+    chain = Chain(5, image_dims=image_dims)
+    chain.then("Einsum", chain.constant(np.eye(5)), equation="nchw,kc->nkhw")
+
+    meaning = find_meaning(chain.built(dims)[1])
+
+    assert (meaning.activation, meaning.class_axis) == ("logits", axis)
+
+
+@pytest.mark.parametrize(("scales", "axis"), [([1, 1, 2, 2], 1), ([1, 2, 2, 1], 3)])
+def test_what_an_enlargement_leaves_as_it_is_are_the_classes(
+    scales: list[float], axis: int
+) -> None:
+    chain = Chain(5)
+    chain.then("Einsum", chain.constant(np.eye(5)), equation="nchw,kc->nkhw")
+    chain.then("Resize", "", chain.constant(scales), mode="linear")
+
+    meaning = find_meaning(chain.built(("a", "b", "c", "d"))[1])
+
+    assert meaning.class_axis == axis
+
+
+def test_a_linear_layer_over_the_last_axis_gives_its_classes_there() -> None:
+    chain = Chain(5).then("Relu").then("Transpose", **TO_NHWC)
+    chain.then("MatMul", chain.constant(np.ones((5, 7)))).then("Sigmoid")
+
+    meaning = find_meaning(chain.built(("a", "b", "c", "d"))[1])
+
+    assert (meaning.activation, meaning.class_axis, meaning.num_classes) == ("sigmoid", 3, 7)
+
+
+@pytest.mark.parametrize(("weight", "activation"), [(1 / 9, "sigmoid"), (0.5, "logits")])
+def test_a_kernel_that_averages_keeps_probabilities_and_others_make_scores(
+    weight: float, activation: str
+) -> None:
+    chain = Chain(1).then("Sigmoid")
+    chain.then("Conv", chain.constant(np.full((1, 1, 3, 3), weight)), pads=[1, 1, 1, 1])
+
+    assert find_meaning(chain.built()[1]).activation == activation
+
+
+def test_a_bilinear_transposed_convolution_keeps_probabilities() -> None:
+    taps = np.array([0.25, 0.75, 0.75, 0.25])
+    chain = Chain(1).then("Sigmoid")
+    kernel = chain.constant(np.outer(taps, taps)[None, None])
+    chain.then("ConvTranspose", kernel, strides=[2, 2], pads=[1, 1, 1, 1])
+
+    data, graph = chain.built()
+
+    assert check_values(find_meaning(graph), run(data, images())).activation == "sigmoid"
+
+
+_ODD_OPERATORS = (
+    *("Add", "ArgMax", "Clip", "Concat", "Conv", "DepthToSpace", "Einsum", "Flatten", "Gather"),
+    *("Gemm", "Identity", "MatMul", "Max", "Mean", "Pad", "ReduceMean", "Reshape", "Resize"),
+    *("Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "TopK", "Transpose", "Unsqueeze", "Where"),
+)
+_ODD_ATTRIBUTES = {
+    **dict.fromkeys(("axis", "keepdims", "blocksize", "group"), st.integers(-9, 9)),
+    **dict.fromkeys(
+        ("perm", "axes", "split", "pads"), st.lists(st.integers(-5, 5), min_size=1, max_size=6)
+    ),
+    "equation": st.sampled_from(["", "->", "abc,cd->abd", "i->"]),
+}
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_graphs_that_do_not_fit_together_are_unknown_or_something_but_no_crash(
+    data: st.DataObject,
+) -> None:
+    chain = Chain(2)
+    constants = [
+        *(chain.integers(value) for value in ([], 0, [1], [-7, 3], [0, 0, 0, 0, 0, 0, 0, 0])),
+        *(chain.constant(value) for value in ([], 0.5, [1, 2, 1, 1])),
+    ]
+    for _ in range(data.draw(st.integers(1, 4))):
+        names = st.sampled_from([*constants, chain.tensor, "s", ""])
+        keys = data.draw(st.lists(st.sampled_from([*_ODD_ATTRIBUTES]), max_size=2, unique=True))
+        attributes: dict[str, Any] = {key: data.draw(_ODD_ATTRIBUTES[key]) for key in keys}
+        inputs = data.draw(st.lists(names, max_size=4))
+        chain.then(data.draw(st.sampled_from(_ODD_OPERATORS)), *inputs, **attributes)
+    try:
+        graph = chain.scanned()
+    except FcnDeployError:
+        return
+
+    meaning = find_meaning(graph)
+
+    assert meaning.evidence
+    assert meaning.class_axis in (None, 1, 3)
 
 
 _PASSES: dict[str, End] = {

@@ -158,7 +158,9 @@ def _labels(given: Tensor, meaning: OutputMeaning) -> Tensor:
     return (single > (0 if meaning.activation == "logits" else 0.5)).long()
 
 
-both_exporters = pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+both_exporters = pytest.mark.parametrize(
+    "exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"]
+)
 
 
 @both_exporters
