@@ -115,6 +115,10 @@ def find_meaning(graph: OnnxGraph, *, output: str | None = None) -> OutputMeanin
     elif layout != "nhw" and activation != "unknown":
         order = layout or f"{rank or 'unknown'} axes"
         activation, evidence = "unknown", f"{evidence}, whose axes are {order}, not [N, C, H, W]"
+    written = _class_axis_by_sizes(graph, dims)
+    if axis is not None and flow.classes is None and written not in (axis, None):
+        activation = "unknown"  # only a Softmax's own axis spoke for it
+        evidence += f" over axis {axis}, where the written sizes have the classes on axis {written}"
     size = dims[axis] if dims is not None and axis is not None and axis < len(dims) else None
     classes = size if isinstance(size, int) else flow.classes
     several = classes is not None and classes > 1

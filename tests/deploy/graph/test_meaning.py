@@ -529,6 +529,17 @@ def test_written_sizes_tell_the_classes_where_no_convolution_does(
     assert (meaning.activation, meaning.class_axis) == ("logits", axis)
 
 
+def test_a_softmax_over_another_axis_than_the_written_classes_is_unknown() -> None:
+    chain = Chain(5)
+    chain.then("Einsum", chain.constant(np.eye(5)), equation="nchw,kc->nkhw")
+    chain.then("Softmax", axis=3)
+
+    meaning = find_meaning(chain.built(("n", 5, "h2", "w2"))[1])
+
+    assert meaning.activation == "unknown"
+    assert "over axis 3, where the written sizes have the classes on axis 1" in meaning.evidence
+
+
 @pytest.mark.parametrize(("scales", "axis"), [([1, 1, 2, 2], 1), ([1, 2, 2, 1], 3)])
 def test_what_an_enlargement_leaves_as_it_is_are_the_classes(
     scales: list[float], axis: int
