@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,8 @@ class Segmentation:
         scores: float32 [C, h, w] before upsampling, or None where they were not asked for.
         confidence: float32 [H, W], probability of the label, or None where the graph has none.
         frame_bgr: the frame that was given, not a copy: writing into it changes `overlay`.
+        activate: makes probabilities [C, H, W] of `scores` and the labels' (H, W); None where the
+            network hides them.
     """
 
     labels: Array
@@ -31,6 +34,7 @@ class Segmentation:
     scores: Array | None = None
     confidence: Array | None = None
     frame_bgr: Array | None = None
+    activate: Callable[[Array, tuple[int, int]], Array] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         parts = [f"labels={self.labels.dtype} {list(self.labels.shape)}"]
@@ -39,6 +43,26 @@ class Segmentation:
         if self.confidence is not None:
             parts.append(f"confidence=float32 {list(self.confidence.shape)}")
         return f"Segmentation({', '.join(parts)}, {len(self.classes)} classes)"
+
+    def probabilities(self) -> Array:
+        """Give the probability of each class at each pixel, of a result that holds its scores.
+
+        Scores are enlarged as the labels were made of them, and activated once: not those of a
+        network that ends in a sigmoid or softmax itself.
+
+        Returns:
+            float32 [C, H, W] in 0..1 at the frame's size; [1, H, W] of a single class, the
+            probability that it is there. Owned by the caller.
+
+        Raises:
+            ValueError: the result holds no scores, or what they are is not known.
+        """
+        if self.scores is None or self.activate is None:
+            raise ValueError(
+                "this result holds no scores; ask for them with segmenter(frame, scores=True)"
+            )
+        height, width = self.labels.shape
+        return self.activate(self.scores, (height, width))
 
     def colorize(self) -> Array:
         """Paint each pixel in its class's colour: uint8 [H, W, 3], BGR, owned by the caller."""

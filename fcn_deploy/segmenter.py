@@ -68,6 +68,9 @@ class Segmenter(ContextManaged):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         color: NetworkColor | None = None,
+        activation: str = "auto",
+        threshold: float | None = None,
+        output_key: str | None = None,
         peel: bool = True,
         cache: bool = True,
         tile_pixels: int | None = None,
@@ -94,6 +97,11 @@ class Segmenter(ContextManaged):
             mean, std: of values in 0..1, by channel as the network takes them, of a bare graph
                 with a float input; None: ImageNet's.
             color: channels that a bare graph expects; None: rgb.
+            activation: what a bare graph's output is: ``"logits"``, ``"sigmoid"``, ``"softmax"``,
+                ``"ids"`` (labels already), or ``"auto"``: found in the graph and held against what
+                it gives for a few frames; an error where that does not say it.
+            threshold: probability above which a bare graph's single class is there; None: 0.5.
+            output_key: name of the output to label by, where a bare graph has several.
             peel: stop the network at its low-resolution scores where the runtime's faster head
                 gives the same labels; False runs the whole graph.
             cache: keep the compiled network in the user's cache folder
@@ -103,7 +111,8 @@ class Segmenter(ContextManaged):
             trust_code: take a ``.plan`` that is in no artifact: it holds code that is run.
 
         Raises:
-            ArtifactError: it is missing, damaged, unsafe, or no segmentation network.
+            ArtifactError: it is missing, damaged, unsafe, or no segmentation network, or what its
+                output means is not known.
             BackendUnavailableError: the backend, a provider or the precision is not to be had
                 here.
             ValueError: an argument is none of its choices.
@@ -117,6 +126,9 @@ class Segmenter(ContextManaged):
             mean=mean,
             std=std,
             color=color,
+            activation=activation,
+            threshold=threshold,
+            output_key=output_key,
             peel=peel,
             cache=cache,
             tile_pixels=tile_pixels,

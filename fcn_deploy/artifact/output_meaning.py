@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -59,12 +60,14 @@ class OutputMeaning:
     Attributes:
         activation: of the output where it is scores; else of the scores that it is made of.
         threshold: probability above which a single class is there; None where it is not known.
-        class_axis: of an output of scores: 1 for [N, C, H, W], 3 for [N, H, W, C].
+        class_axis: of an output of scores: 1 for [N, C, H, W], 3 for [N, H, W, C], None for
+            [N, H, W] of a single class.
         stop_at: the tensor of scores [N, C, h, w] at which a runtime may stop; None: it may not.
         finish: how it makes the labels then.
         scores: the tensor that holds the class scores before upsampling, for who runs the whole
             graph; None where it is the output itself, or not known.
         scores_class_axis: of that tensor.
+        scores_activation: of that tensor; None where it is `activation`.
         whole_because: why a runtime may not stop before the graph's own labels, a phrase; None
             where it may, or where the graph does not make labels of scores.
         bytes_per_px: that a run up to `stop_at`, or of the whole graph without it, holds at once
@@ -76,13 +79,14 @@ class OutputMeaning:
 
     activation: Activation
     threshold: float | None = 0.5
-    class_axis: ClassAxis = 1
+    class_axis: ClassAxis | None = 1
     stop_at: str | None = None
     finish: Finish | None = None
     scores: str | None = None
-    scores_class_axis: ClassAxis = 1
+    scores_class_axis: ClassAxis | None = 1
     whole_because: str | None = None
     bytes_per_px: float | None = None
+    scores_activation: Activation | None = None
 
     def __post_init__(self) -> None:
         if (self.stop_at is None) != (self.finish is None):
@@ -96,9 +100,18 @@ class OutputMeaning:
     @property
     def score_threshold(self) -> float:
         """The score of a single class above which a pixel is of the class."""
-        if self.activation in ("sigmoid", "softmax") and self.threshold is not None:
+        if self.threshold is None:
+            return 0.0
+        if self.activation != "logits":
             return self.threshold
-        return 0.0
+        if not 0 < self.threshold < 1:
+            return math.copysign(math.inf, self.threshold - 0.5)
+        return math.log(self.threshold / (1 - self.threshold))
+
+    @property
+    def holds_labels(self) -> bool:
+        """Whether the output holds class ids, and not scores."""
+        return self.makes_labels or self.activation == "ids"
 
     @property
     def makes_labels(self) -> bool:

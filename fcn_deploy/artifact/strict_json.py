@@ -51,6 +51,8 @@ def _choices(kind: Any, path: str) -> list[str | int]:
             kind = next(field.type for field in kind.fields if field.encode_name == name)
         else:
             kind = kind.value_type if isinstance(kind, inspect.DictType) else kind.item_type
+    if isinstance(kind, inspect.UnionType):  # of a choice and null
+        kind = next(one for one in kind.types if not isinstance(one, inspect.NoneType))
     return list(kind.cls if isinstance(kind, inspect.EnumType) else kind.values)
 
 

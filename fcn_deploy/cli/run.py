@@ -7,13 +7,14 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from fcn_deploy.artifact.name_text import printable
 from fcn_deploy.artifact.partial_files import write_whole
@@ -25,6 +26,7 @@ __all__ = [
     "EXIT_OK",
     "Parser",
     "add_common_options",
+    "add_meaning_options",
     "parse_size",
     "run_command",
     "write_json",
@@ -33,6 +35,10 @@ __all__ = [
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_ERROR = 2
+
+
+class _Group(Protocol):
+    def add_argument(self, *names: str, **options: Any) -> Any: ...
 
 
 class Terminated(BaseException):
@@ -56,6 +62,40 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     from fcn_deploy import __version__
 
     parser.add_argument("--version", action="version", version=f"fcn-deploy {__version__}")
+
+
+# written out here so that --help does not load NumPy; a test compares them with the library's
+ACTIVATIONS = ("auto", "logits", "sigmoid", "softmax", "ids")
+
+
+def add_meaning_options(group: _Group, *, of: str) -> None:
+    """Add what all commands take on what outputs mean: --activation and --threshold.
+
+    Args:
+        of: whose outputs, for the help.
+    """
+    group.add_argument(
+        "--activation",
+        choices=ACTIVATIONS,
+        default="auto",
+        help=f"what {of} outputs are; auto: found in the graph and checked by values [auto]",
+    )
+    group.add_argument(
+        "--threshold",
+        type=_probability,
+        metavar="X",
+        help="probability above which a single class is there [0.5]",
+    )
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no probability between 0 and 1")
+    return value
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -10,9 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fcn_deploy.cli.run import EXIT_OK, Parser, add_common_options, run_command, write_json
+from fcn_deploy.cli.run import (
+    EXIT_OK,
+    Parser,
+    add_common_options,
+    add_meaning_options,
+    run_command,
+    write_json,
+)
 
 if TYPE_CHECKING:
+    from fcn_deploy.segmenter import Segmenter
     from fcn_deploy.video.frames import SegmentedFrame
     from fcn_deploy.video.jobs import SegmentJob
     from fcn_deploy.video.runs import JobReport
@@ -24,6 +32,7 @@ _VIEWS = ("overlay", "labels", "color", "side-by-side")
 _POLICIES = ("every", "latest")
 _WRITERS = ("opencv", "pyav")
 _BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
+_COLORS = ("rgb", "bgr", "gray")
 _PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 _JSON_VERSION = 1
@@ -97,6 +106,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--show", action="store_true", help="show the frames; q ends")
     parser.add_argument("--json", metavar="FILE", help="write a report (-: stdout)")
+    group = parser.add_argument_group("a bare .onnx or .xml file")
+    group.add_argument(
+        "--mean", type=_numbers, metavar="R,G,B", help="of values in 0..1 (default: ImageNet's)"
+    )
+    group.add_argument("--std", type=_numbers, metavar="R,G,B", help="(default: ImageNet's)")
+    group.add_argument(
+        "--color", choices=_COLORS, help="channels that the network expects (default: rgb)"
+    )
+    group.add_argument(
+        "--output-key", metavar="NAME", help="output to label by, where there are several"
+    )
+    add_meaning_options(group, of="its")
     add_common_options(parser)
 
 
@@ -106,7 +127,6 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     from fcn_deploy.machine import throughput_streams, usable_cores
-    from fcn_deploy.segmenter import Segmenter
     from fcn_deploy.video.jobs import connected, segment_jobs, want_throughput
     from fcn_deploy.video.runs import JobReport, run_job
 
@@ -118,13 +138,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with (
             connected(jobs),
-            Segmenter.open(
-                args.model,
-                backend=args.backend,
-                precision=args.precision,
-                num_streams=streams,
-                trust_code=args.trust_code,
-            ) as segmenter,
+            _open(args, streams) as segmenter,
             _progress(args) as follow,
         ):
             for job in jobs:
@@ -145,6 +159,28 @@ def run(args: argparse.Namespace) -> int:
     finally:
         _tell(args, reports, complete=complete)
     return EXIT_OK
+
+
+def _open(args: argparse.Namespace, streams: int) -> Segmenter:
+    from fcn_deploy.errors import FcnDeployError
+    from fcn_deploy.segmenter import Segmenter
+
+    try:
+        return Segmenter.open(
+            args.model,
+            backend=args.backend,
+            precision=args.precision,
+            num_streams=streams,
+            mean=args.mean,
+            std=args.std,
+            color=args.color,
+            activation=args.activation,
+            threshold=args.threshold,
+            output_key=args.output_key,
+            trust_code=args.trust_code,
+        )
+    except ValueError as error:  # options of bare files, with an artifact
+        raise FcnDeployError(f"{error}.", hint="Leave them out.") from error
 
 
 def _tell(args: argparse.Namespace, reports: Sequence[JobReport], *, complete: bool) -> None:
@@ -204,6 +240,10 @@ def _progress(
             return advance
 
         yield follow
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(_number(part) for part in text.split(","))
 
 
 def _share(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Which of a network's outputs is read, and how: as labels, as scores, or as peeled scores."""
+"""How a network's output is read: as labels, as scores, or as peeled scores."""
 
 from __future__ import annotations
 
@@ -18,43 +18,46 @@ from fcn_deploy.opening.readers import (
     ScoresReader,
 )
 
-__all__ = ["choose_reader"]
+__all__ = ["choose_reader", "main_output"]
 
 
 def choose_reader(
-    file: ModelFile, specs: Sequence[TensorSpec], meaning: OutputMeaning | None, *, peel: bool
+    file: ModelFile, specs: Sequence[TensorSpec], meaning: OutputMeaning, *, main: str, peel: bool
 ) -> OutputReader:
-    """Find out how the outputs of a loaded network of anyone's making are read.
+    """Choose how the outputs of a loaded network are read, by what its main output means.
 
     Args:
         specs: the network's outputs.
-        meaning: of its only output; None where it has several, or is no ONNX graph.
+        meaning: of the main output.
+        main: the output to label by.
         peel: the network was stopped where `meaning` says, if it says so.
 
     Raises:
-        ArtifactError: none of them, or more than one, may be labels or scores of classes.
+        ArtifactError: the output has other axes than labels or scores have.
     """
-    named = [spec for spec in specs if spec.name == "confidence" and file.manifest is not None]
-    main = _main_output(file, [spec for spec in specs if spec not in named])
-    meaning = meaning or file.meaning(main.name) or OutputMeaning("logits")
+    (spec,) = (spec for spec in specs if spec.name == main)
     if peel and meaning.stop_at is not None and meaning.finish is not None:
-        return _peeled_reader(file, main, PeeledTail.of(meaning.stop_at, meaning.finish))
-    if not main.dtype.startswith(("int", "uint", "bool")):
-        return _scores_reader(file, main, meaning)
+        return _peeled_reader(file, spec, meaning, PeeledTail.of(meaning.stop_at, meaning.finish))
+    if not meaning.holds_labels:
+        return _scores_reader(file, spec, meaning)
+    named = file.manifest is not None and any(one.name == "confidence" for one in specs)
     why = meaning.whole_because if peel else "it was asked for whole"
     return LabelsReader(
         file=file.path.name,
-        output=main.name,
+        output=main,
         head=f"in the graph, as {why}" if meaning.makes_labels else "in the graph",
         shapes=file.shapes,
         classes=_classes(file, None),
         scores=meaning.scores,
         scores_axis=meaning.scores_class_axis,
-        confidence=named[0].name if named else None,
+        activation=meaning.activation,
+        confidence="confidence" if named else None,
     )
 
 
-def _peeled_reader(file: ModelFile, scores: TensorSpec, peeled: PeeledTail) -> PeeledScoresReader:
+def _peeled_reader(
+    file: ModelFile, scores: TensorSpec, meaning: OutputMeaning, peeled: PeeledTail
+) -> PeeledScoresReader:
     if len(scores.shape) != 4 or not scores.dtype.startswith("float"):
         raise ArtifactError(f"'{file.path}' gives {scores} to stop at; expected float scores.")
     return PeeledScoresReader(
@@ -64,13 +67,15 @@ def _peeled_reader(file: ModelFile, scores: TensorSpec, peeled: PeeledTail) -> P
         shapes=file.shapes,
         classes=_classes(file, scores.shape[1]),
         scores=scores.name,
+        activation=meaning.activation,
         threshold=peeled.threshold,
         peeled=peeled,
     )
 
 
 def _scores_reader(file: ModelFile, scores: TensorSpec, meaning: OutputMeaning) -> ScoresReader:
-    if len(scores.shape) != 4:
+    axis = meaning.class_axis
+    if len(scores.shape) != (3 if axis is None else 4):
         raise ArtifactError(
             f"'{file.path}' gives {scores}; expected labels [N, H, W] or scores [N, C, H, W]."
         )
@@ -80,10 +85,11 @@ def _scores_reader(file: ModelFile, scores: TensorSpec, meaning: OutputMeaning) 
         output=scores.name,
         head="in the runtime, as the graph ends in scores",
         shapes=file.shapes,
-        classes=_classes(file, scores.shape[meaning.class_axis]),
+        classes=_classes(file, 1 if axis is None else scores.shape[axis]),
         scores=meaning.scores or scores.name,
-        scores_axis=meaning.scores_class_axis if inner else meaning.class_axis,
-        class_axis=meaning.class_axis,
+        scores_axis=meaning.scores_class_axis if inner else axis,
+        activation=(meaning.scores_activation if inner else None) or meaning.activation,
+        class_axis=axis,
         threshold=meaning.score_threshold,
     )
 
@@ -97,18 +103,33 @@ def _classes(file: ModelFile, channels: int | None) -> tuple[ClassInfo, ...]:
     return tuple(ClassInfo(str(label), color) for label, color in zip(names, colors, strict=True))
 
 
-def _main_output(file: ModelFile, outputs: Sequence[TensorSpec]) -> TensorSpec:
-    """Pick the output to label by: the only one, or the one with the usual name."""
-    if len(outputs) == 1:
-        return outputs[0]
+def main_output(
+    file: ModelFile, ranks: Sequence[tuple[str, int | None]], *, asked: str | None = None
+) -> str:
+    """Pick the output to label by: the one asked for, the only one, or one with a usual name.
+
+    Args:
+        ranks: name and number of axes of each output; None where that is not said.
+        asked: its name, from the user.
+
+    Raises:
+        ArtifactError: there is no such output, or several are as good.
+    """
+    names = [name for name, _ in ranks]
+    if asked is not None and asked not in names:
+        raise ArtifactError(
+            f"'{file.path}' has no output '{asked}'; it has {', '.join(names)}.",
+            hint="Name one of them with --output-key.",
+        )
+    if asked is not None or len(names) == 1:
+        return names[0] if asked is None else asked
     for name in ("labels", "out", "scores", "logits", "output"):
-        for spec in outputs:
-            if spec.name == name:
-                return spec
-    images = [spec for spec in outputs if len(spec.shape) == 4]
+        if name in names:
+            return name
+    images = [name for name, rank in ranks if rank == 4]
     if len(images) == 1:
         return images[0]
     raise ArtifactError(
-        f"'{file.path}' has several outputs: {'; '.join(map(str, outputs))}.",
-        hint="Export it again with fcn-export and --output-key.",
+        f"'{file.path}' has several outputs: {', '.join(names)}.",
+        hint="Name the one that holds labels or class scores with --output-key.",
     )

@@ -7,11 +7,13 @@ import os
 from dataclasses import dataclass, replace
 
 from fcn_deploy.artifact.manifest import Preprocess
+from fcn_deploy.artifact.output_meaning import OutputMeaning
 from fcn_deploy.backends.base import Backend, ExecutionContext, LabellingContext
 from fcn_deploy.errors import ArtifactError, BackendUnavailableError, ManifestError
 from fcn_deploy.names import ColorOrder, Precision
+from fcn_deploy.opening.bare_output import read_graph, read_specs
 from fcn_deploy.opening.choose import choose_backend, choose_precision
-from fcn_deploy.opening.choose_reader import choose_reader
+from fcn_deploy.opening.choose_reader import choose_reader, main_output
 from fcn_deploy.opening.locate import ModelFile, locate_model
 from fcn_deploy.opening.options import OpenOptions
 from fcn_deploy.opening.readers import LabelsReader, OutputReader, ScoresReader
@@ -65,8 +67,9 @@ def open_located(file: ModelFile, options: OpenOptions) -> OpenedModel:
     """Check, choose and load a file that `locate_model` found; as `open_model`."""
     file, backend, precision, reason = _choose(file, options)
     preprocess = _preprocess(file, options)
-    meaning = file.meaning()
-    stop = meaning.stop_at if meaning is not None and options.peel else None
+    bare = read_graph(file, options) if file.manifest is None else None
+    known = file.meaning() if bare is None else bare.peeled
+    stop = known.stop_at if known is not None and options.peel else None
     context = backend.open(
         file.source(outputs=None if stop is None else (stop,), cached=options.cache),
         precision=precision,
@@ -74,6 +77,13 @@ def open_located(file: ModelFile, options: OpenOptions) -> OpenedModel:
         num_streams=options.num_streams,
     )
     try:
+        taken = _input_format(file, context, preprocess)
+        if file.manifest is None:
+            bare = bare or read_specs(file, context.outputs, options)
+            meaning, main = bare.meaning(context, taken), stop or bare.found.output
+        else:
+            main = _main_output(file, context)
+            meaning = known or _plan_meaning(file, context, main)
         model = OpenedModel(
             file=file,
             options=options,
@@ -81,16 +91,31 @@ def open_located(file: ModelFile, options: OpenOptions) -> OpenedModel:
             precision=precision,
             reason=reason,
             context=context,
-            input_format=_input_format(file, context, preprocess),
-            reader=choose_reader(file, context.outputs, meaning, peel=options.peel),
-            bytes_per_px=None
-            if meaning is None or stop != meaning.stop_at
-            else meaning.bytes_per_px,
+            input_format=taken,
+            reader=choose_reader(file, context.outputs, meaning, main=main, peel=options.peel),
+            bytes_per_px=meaning.bytes_per_px if stop == meaning.stop_at else None,
         )
         return _label_on_device(model)
     except BaseException:
         context.close()
         raise
+
+
+def _main_output(file: ModelFile, context: ExecutionContext) -> str:
+    """Pick the output of an artifact's network that is not its confidence."""
+    named = [(one.name, len(one.shape)) for one in context.outputs if one.name != "confidence"]
+    return main_output(file, named)
+
+
+def _plan_meaning(file: ModelFile, context: ExecutionContext, main: str) -> OutputMeaning:
+    """Say what an artifact's plan gives: labels, or the scores that its graph makes them of."""
+    (spec,) = (one for one in context.outputs if one.name == main)
+    said = file.said()
+    if spec.dtype.startswith(("int", "uint", "bool")):
+        return OutputMeaning("ids")
+    if said is None:  # of an earlier release, whose networks all gave logits
+        return OutputMeaning("logits")
+    return OutputMeaning(said.activation, threshold=said.threshold)
 
 
 def _choose(file: ModelFile, options: OpenOptions) -> tuple[ModelFile, Backend, Precision, str]:
@@ -149,6 +174,10 @@ def _preprocess(file: ModelFile, options: OpenOptions) -> Preprocess:
             raise ValueError(
                 f"{', '.join(named)} cannot be given: the artifact's graph has its preprocessing"
             )
+        if named := options.given_meaning:
+            raise ValueError(
+                f"{', '.join(named)} cannot be given: the artifact says what its output means"
+            )
         return file.manifest.preprocess
     mean, std = options.mean, options.std
     usual = default_preprocess(options.color or "rgb")
@@ -200,6 +229,8 @@ def _label_on_device(model: OpenedModel) -> OpenedModel:
     layout = model.input_format.layout
     axes, threshold = (layout.index("H"), layout.index("W")), reader.threshold
     problem = None if scores.dtype == "float32" else f"they are {scores.dtype}"
+    if reader.class_axis != 1:
+        problem = "the classes are not their second axis"
     try:
         if problem is None:
             labels = context.labelling(scores.name, axes=axes, threshold=threshold)
@@ -219,5 +250,6 @@ def _label_on_device(model: OpenedModel) -> OpenedModel:
         classes=reader.classes,
         scores=scores.name,
         scores_axis=reader.class_axis,
+        activation=reader.activation,
     )
     return replace(model, context=labels, scores_context=with_scores, reader=made)

@@ -55,21 +55,19 @@ class ModelFile:
         """Shapes that the artifact was verified for; None for a bare file."""
         return None if self.manifest is None else self.manifest.shapes
 
-    def meaning(self, output: str | None = None) -> OutputMeaning | None:
-        """Say what the graph's output means: by the manifest, or where that is silent by analysis.
-
-        Args:
-            output: which; None means the only one.
+    def meaning(self) -> OutputMeaning | None:
+        """Say what an artifact's graph gives: by its manifest, or where that is silent by analysis.
 
         Returns:
-            None of what is no ONNX graph, and of a bare graph with several outputs, none named.
+            None of plans, and of bare files.
 
         Raises:
             ManifestError: the manifest names a tensor that no node of the graph makes.
+            ArtifactError: what the output means is not known.
         """
-        if self.graph is None:
+        if self.artifact is None or self.graph is None:
             return None
-        said = self._said()
+        said = self.said()
         for name in () if said is None else said.tensors:
             if self.graph.producer(name) is None:
                 raise ManifestError(
@@ -77,11 +75,10 @@ class ModelFile:
                     "makes.",
                     hint="Export the model again.",
                 )
-        if said is not None or (output is None and len(self.graph.outputs) != 1):
-            return said
-        return analyse(self.graph, output=output).meaning
+        return analyse(self.graph).meaning() if said is None else said
 
-    def _said(self) -> OutputMeaning | None:
+    def said(self) -> OutputMeaning | None:
+        """Give what the manifest says of the file's output, or of all graphs'."""
         if self.manifest is None:
             return None
         of_file = [v.output for v in self.manifest.variants if v.file == self.path.name]

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fcn_deploy.artifact.manifest import ClassInfo
+from fcn_deploy.artifact.output_meaning import Activation, OutputMeaning
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.errors import ExecutionError, NonFiniteOutputError
+from fcn_deploy.graph.meaning import probabilities
 from fcn_deploy.graph.peel import PeeledTail
 from fcn_deploy.head import upsample_argmax
 from fcn_deploy.head.geometry import Upsampled, interpolate
@@ -35,7 +37,9 @@ class OutputReader(ABC):
         head: where scores become labels, and why there, a phrase.
         shapes: that frames are padded to; None where they are not padded.
         scores: the tensor that holds the class scores before upsampling; None where not known.
-        scores_axis: of the classes in that tensor: 1 for [N, C, h, w], 3 for [N, h, w, C].
+        scores_axis: of the classes in that tensor: 1 for [N, C, h, w], 3 for [N, h, w, C], None
+            for [N, h, w] of a single class.
+        activation: of that tensor; ``"ids"`` where no probabilities can be made of it.
     """
 
     file: str
@@ -44,7 +48,8 @@ class OutputReader(ABC):
     shapes: ShapeRange | None = None
     classes: tuple[ClassInfo, ...] = ()
     scores: str | None = None
-    scores_axis: int = 1
+    scores_axis: int | None = 1
+    activation: Activation = "ids"
 
     @abstractmethod
     def labels(self, outputs: Mapping[str, Array], size: tuple[int, int]) -> Array:
@@ -79,6 +84,7 @@ class OutputReader(ABC):
                 scores=None if all_scores is None else all_scores[i],
                 confidence=None if confidence is None else np.ascontiguousarray(confidence[i]),
                 frame_bgr=frame,
+                activate=self.probabilities,
             )
             for i, frame in enumerate(frames_bgr)
         ]
@@ -95,7 +101,27 @@ class OutputReader(ABC):
                 f"the scores of '{self.file}' hold NaN or infinity.",
                 hint="Run it in fp32; if they stay, the weights or the input are at fault.",
             )
-        return found
+        return np.asarray(found, np.float32)
+
+    def probabilities(self, scores: Array, size: tuple[int, int]) -> Array:
+        """Make probabilities of one frame's scores, activating them where the network did not.
+
+        Args:
+            scores: float32 [C, h, w], as `scores_of` gives them.
+            size: (height, width) of the frame in px.
+
+        Returns:
+            float32 [C, height, width] in 0..1.
+
+        Raises:
+            ValueError: what the scores are is not known.
+        """
+        if self.activation == "ids":
+            raise ValueError(
+                f"what the scores of '{self.file}' are is not known, so that there are no "
+                "probabilities; say it with activation (--activation)"
+            )
+        return probabilities(self.scores_at_pixels(scores, size), OutputMeaning(self.activation))
 
     def scores_at_pixels(self, scores: Array, size: tuple[int, int]) -> Array:
         """Enlarge one frame's scores, float32 [C, h, w], to (height, width) px, as for labels."""
@@ -133,8 +159,9 @@ class LabelsReader(OutputReader):
     def labels(self, outputs: Mapping[str, Array], size: tuple[int, int]) -> Array:
         """Cut labels [N, H, W] to the frame's size, as uint8, or uint16 above 256 classes."""
         labels = outputs[self.output]
-        if labels.ndim == 4 and labels.shape[1] == 1:
-            labels = labels[:, 0]  # some exporters keep the axis of the classes
+        if labels.ndim == 4 and 1 in (labels.shape[1], labels.shape[3]):
+            # some exporters keep the axis of the classes
+            labels = labels[:, 0] if labels.shape[1] == 1 else labels[..., 0]
         self._require_all(labels.shape, size)
         if labels.dtype not in (np.uint8, np.uint16):
             many = len(self.classes) > 256 or int(labels.max()) > 255
@@ -155,11 +182,12 @@ class ScoresReader(OutputReader):
     """Of a graph that ends in scores.
 
     Attributes:
-        class_axis: of the output: 1 for [N, C, h, w], 3 for [N, h, w, C].
+        class_axis: of the output: 1 for [N, C, h, w], 3 for [N, h, w, C], None for [N, h, w] of a
+            single class.
         threshold: of a single class's score, above which a pixel is of the class.
     """
 
-    class_axis: int = 1
+    class_axis: int | None = 1
     threshold: float = 0.0
 
     def labels(self, outputs: Mapping[str, Array], size: tuple[int, int]) -> Array:
@@ -174,8 +202,9 @@ class ScoresReader(OutputReader):
         return upsample_argmax(scores, size, threshold=self.threshold)
 
     def low_scores(self, outputs: Mapping[str, Array]) -> Array:
-        """Give the scores [N, C, h, w] that labels are made of, in the graph's dtype."""
-        return _classes_first(outputs[self.output], self.class_axis)
+        """Give the scores, float32 [N, C, h, w], that labels are made of."""
+        found = _classes_first(outputs[self.output], self.class_axis)
+        return found if found.dtype == np.float32 else found.astype(np.float32)
 
     def upsampled(
         self, samples: tuple[int, int], size: tuple[int, int]
@@ -223,5 +252,7 @@ class PeeledScoresReader(ScoresReader):
         return rows, columns
 
 
-def _classes_first(scores: Array, class_axis: int) -> Array:
+def _classes_first(scores: Array, class_axis: int | None) -> Array:
+    if class_axis is None:
+        return scores[:, np.newaxis]  # [N, 1, h, w]
     return scores if class_axis == 1 else np.moveaxis(scores, class_axis, 1)  # [N, C, h, w]

@@ -105,6 +105,7 @@ def segment_tiles(
             scores=None if grid is None else mosaic.whole["scores"][i],
             confidence=mosaic.whole["confidence"][i] if "confidence" in mosaic.whole else None,
             frame_bgr=frame,
+            activate=reader.probabilities,
         )
         for i, frame in enumerate(frames_bgr)
     ]

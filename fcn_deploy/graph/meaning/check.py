@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
 from fcn_deploy.errors import ArtifactError, FcnDeployError
-from fcn_deploy.graph.meaning.output_meaning import Activation, OutputMeaning
+from fcn_deploy.graph.meaning.found_meaning import Activation, FoundMeaning
 from fcn_deploy.names import Array
 
-__all__ = ["asked_meaning", "check_values", "labels_of", "probabilities"]
+__all__ = ["asked_meaning", "check_values", "labels_of", "probabilities", "require_known"]
 
 _HINT = "Say what it is with --activation logits|sigmoid|softmax|ids and --threshold X."
 _TOLERANCE = 0.02  # of probabilities and of their sum, in float16 and behind epsilons
@@ -21,12 +22,12 @@ _FLAT = 0.05  # values that differ by less say nothing
 
 
 def asked_meaning(
-    meaning: OutputMeaning,
+    meaning: FoundMeaning,
     *,
     activation: str | None = None,
     threshold: float | None = None,
     error: type[FcnDeployError] = ArtifactError,
-) -> OutputMeaning:
+) -> FoundMeaning:
     """Put what the user says in place of what the graph says.
 
     Args:
@@ -73,23 +74,44 @@ def _named(activation: str | None, error: type[FcnDeployError]) -> Activation:
     raise error(f"--activation {activation} is not known; expected auto, {', '.join(known)}.")
 
 
-def _may_be_single(meaning: OutputMeaning) -> bool:
+def _may_be_single(meaning: FoundMeaning) -> bool:
     """Say whether it may be scores of one class: then they are held against a threshold."""
     one = meaning.num_classes in (1, None)
     return meaning.kind == "scores" and one and meaning.activation not in ("softmax", "log_softmax")
 
 
-def _described(meaning: OutputMeaning) -> str:
+def _described(meaning: FoundMeaning) -> str:
     count = "" if meaning.num_classes is None else f" of {meaning.num_classes} classes"
     return f"{meaning.activation}{count} ({meaning.evidence})"
 
 
+def require_known(meaning: FoundMeaning, *, error: type[FcnDeployError] = ArtifactError) -> None:
+    """Refuse an output of which neither the graph nor the user says what it means.
+
+    Args:
+        error: what to raise.
+
+    Raises:
+        FcnDeployError: of type `error`: it is unknown, or of a query network.
+    """
+    if meaning.kind == "queries":
+        raise error(
+            f"the network gives {meaning.evidence}; expected one output of class scores.",
+            hint="Export a wrapper that joins masks and classes into scores [N, C, H, W].",
+        )
+    if meaning.activation == "unknown":
+        raise error(
+            f"what output '{meaning.output}' means is not known: it ends in {meaning.evidence}.",
+            hint=_HINT,
+        )
+
+
 def check_values(
-    meaning: OutputMeaning,
+    meaning: FoundMeaning,
     outputs: Sequence[Array],
     *,
     error: type[FcnDeployError] = ArtifactError,
-) -> OutputMeaning:
+) -> FoundMeaning:
     """Hold a meaning against values, and fill in what only they can say.
 
     Args:
@@ -105,13 +127,7 @@ def check_values(
             text says what was found, and names the options that say what it is.
     """
     name = f"output '{meaning.output}'"
-    if meaning.kind == "queries":
-        raise error(
-            f"the network gives {meaning.evidence}; expected one output of class scores.",
-            hint="Export a wrapper that joins masks and classes into scores [N, C, H, W].",
-        )
-    if meaning.activation == "unknown":
-        raise error(f"what {name} means is not known: it ends in {meaning.evidence}.", hint=_HINT)
+    require_known(meaning, error=error)
     found = _shaped(meaning, outputs, error)
     if found.threshold is None and _may_be_single(found) and found.num_classes == 1:
         found = replace(found, threshold=0.5)
@@ -136,8 +152,8 @@ def check_values(
 
 
 def _shaped(
-    meaning: OutputMeaning, outputs: Sequence[Array], error: type[FcnDeployError]
-) -> OutputMeaning:
+    meaning: FoundMeaning, outputs: Sequence[Array], error: type[FcnDeployError]
+) -> FoundMeaning:
     """Find the classes' axis in the outputs' shapes, where the graph left it open."""
     shapes = [output.shape for output in outputs]
     ranks = {len(shape) for shape in shapes}
@@ -198,7 +214,7 @@ def _range(outputs: Sequence[Array]) -> tuple[float, float]:
 
 
 def _contradiction(
-    meaning: OutputMeaning, outputs: Sequence[Array], low: float, high: float
+    meaning: FoundMeaning, outputs: Sequence[Array], low: float, high: float
 ) -> str | None:
     """Say what in the values cannot be; None where nothing is."""
     span = f"its values are {low:.4g} to {high:.4g}"
@@ -229,7 +245,7 @@ def _contradiction(
     return None
 
 
-def _sums_to_one(meaning: OutputMeaning, outputs: Sequence[Array], of: object) -> bool:
+def _sums_to_one(meaning: FoundMeaning, outputs: Sequence[Array], of: object) -> bool:
     """Say whether each pixel's sum is 1, but for padding, which is 0 throughout."""
     for output in outputs:
         values = np.asarray(output, np.float64)
@@ -242,7 +258,7 @@ def _sums_to_one(meaning: OutputMeaning, outputs: Sequence[Array], of: object) -
     return True
 
 
-def labels_of(output: Array, meaning: OutputMeaning) -> Array:
+def labels_of(output: Array, meaning: FoundMeaning) -> Array:
     """Make class ids of a whole output.
 
     Args:
@@ -264,12 +280,18 @@ def labels_of(output: Array, meaning: OutputMeaning) -> Array:
     return (single > np.asarray(limit, single.dtype)).astype(np.int64)
 
 
-def probabilities(scores: Array, meaning: OutputMeaning) -> Array:
+class _Activated(Protocol):
+    @property
+    def activation(self) -> str: ...
+
+
+def probabilities(scores: Array, meaning: _Activated) -> Array:
     """Turn scores into probabilities, activating them where the network did not.
 
     Args:
         scores: float [C, H, W], one class included; not modified.
-        meaning: of the network's output that they come from.
+        meaning: of the network's output that they come from, as it was found or as a manifest
+            says it.
 
     Returns:
         float32 [C, H, W] in 0..1, owned by the caller.

@@ -7,7 +7,7 @@ from typing import cast
 
 from fcn_deploy.graph.meaning.axis_rules import AXIS_RULES
 from fcn_deploy.graph.meaning.flow import Flow, unknown
-from fcn_deploy.graph.meaning.output_meaning import Activation, OutputMeaning
+from fcn_deploy.graph.meaning.found_meaning import Activation, FoundMeaning
 from fcn_deploy.graph.meaning.value_rules import VALUE_RULES
 from fcn_deploy.graph.scan import GraphTensor, OnnxGraph
 from fcn_deploy.graph.sizes import SizeTracer
@@ -53,7 +53,7 @@ class _Tracer:
     def _find(self, name: str) -> Flow:
         node = self.graph.producer(name)
         if node is None:
-            return unknown("an input" if name else "nothing")
+            return self._with_rank(unknown("an input" if name else "nothing"), name)
         if self._depth > _MAX_DEPTH:
             return unknown(f"more than {_MAX_DEPTH} operators in a row")
         rule = _RULES.get(node.op_type) if not node.domain else None
@@ -78,7 +78,7 @@ class _Tracer:
         return replace(flow, rank=len(known.dims))
 
 
-def find_meaning(graph: OnnxGraph, *, output: str | None = None) -> OutputMeaning:
+def find_meaning(graph: OnnxGraph, *, output: str | None = None) -> FoundMeaning:
     """Follow an output back to what made it.
 
     Args:
@@ -125,7 +125,7 @@ def find_meaning(graph: OnnxGraph, *, output: str | None = None) -> OutputMeanin
     if activation in ("softmax", "log_softmax") and classes == 1:
         activation, evidence = "unknown", f"{evidence} over a single class"
     single = activation in ("logits", "sigmoid") and not several
-    return OutputMeaning(
+    return FoundMeaning(
         output=name,
         kind="scores",
         activation=activation,
@@ -172,7 +172,7 @@ def _labels(
     dims: tuple[int | str | None, ...] | None,
     rank: int | None,
     evidence: str,
-) -> OutputMeaning:
+) -> FoundMeaning:
     axis = None
     layout = None if flow.layout is None else flow.layout.replace("1", "")
     if layout in ("nchw", "nhwc"):
@@ -183,11 +183,11 @@ def _labels(
     known = layout in ("nhw", "nchw", "nhwc", None) and (rank == 3 or axis is not None)
     if not known or (isinstance(size, int) and size != 1):
         order = layout or f"{rank or 'unknown'} axes"
-        return OutputMeaning(
+        return FoundMeaning(
             name, "scores", "unknown", None, flow.classes, None,
             f"{evidence}, whose axes are {order}, not [N, H, W] or [N, 1, H, W]", rank,
         )  # fmt: skip
-    return OutputMeaning(name, "labels", "ids", axis, flow.classes, None, evidence, rank)
+    return FoundMeaning(name, "labels", "ids", axis, flow.classes, None, evidence, rank)
 
 
 def _class_axis_by_sizes(graph: OnnxGraph, dims: tuple[int | str | None, ...] | None) -> int | None:
@@ -214,7 +214,7 @@ def _class_axis_by_sizes(graph: OnnxGraph, dims: tuple[int | str | None, ...] | 
     return fits[0] if len(fits) == 1 else None
 
 
-def find_queries(graph: OnnxGraph) -> OutputMeaning | None:
+def find_queries(graph: OnnxGraph) -> FoundMeaning | None:
     """Recognise a query network: masks [N, Q, h, w], and of which class each is, [N, Q, C + 1].
 
     Returns:
@@ -233,7 +233,7 @@ def find_queries(graph: OnnxGraph) -> OutputMeaning | None:
         if not (_shares_queries(classes, masks) or (named and not (classes.dims and masks.dims))):
             continue
         count = None if classes.dims is None else classes.dims[2]
-        return OutputMeaning(
+        return FoundMeaning(
             output=masks.name,
             kind="queries",
             activation="unknown",

@@ -94,7 +94,10 @@ def test_an_artifact_may_say_nothing_of_its_output(said: dict[str, None]) -> Non
             "Expected ids, logits, sigmoid, softmax; found .tanh",
         ),
         ({"class_axis": 2}, "output.class_axis': Expected 1, 3; found 2"),
-        ({"class_axis": True}, "'output.class_axis': Expected `int`, got `bool`; found true"),
+        (
+            {"class_axis": True},
+            r"'output.class_axis': Expected `int \| null`, got `bool`; found true",
+        ),
         ({"scores_class_axis": 0}, "output.scores_class_axis': Expected 1, 3; found 0"),
         (
             {"threshold": "half"},

@@ -11,15 +11,19 @@ from typing import Any, get_args
 import cv2
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from fcn_deploy.backends import backend_names, plan_backend_names
 from fcn_deploy.cli import segment
-from fcn_deploy.names import Precision
+from fcn_deploy.cli.run import ACTIVATIONS
+from fcn_deploy.names import NETWORK_COLORS, Precision
+from fcn_deploy.opening.options import ASKED_ACTIVATIONS
 from fcn_deploy.segmenter import Segmenter
 from fcn_deploy.video.pipeline import POLICIES
 from fcn_deploy.video.sinks import VIEWS
 from fcn_deploy.video.sources import read_image
 from fcn_deploy.video.writers import WriterName
+from tests.deploy.artifacts import write_artifact
 from tests.deploy.clips import (
     decode_all,
     numbered_frame,
@@ -257,6 +261,43 @@ def test_a_plan_by_itself_takes_trust(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no backend of plans can run here: TensorRT is not" in capsys.readouterr().err
 
 
+def test_what_a_bare_graphs_output_means_can_be_said(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = segmentation_graph(
+        classes=1, head="sigmoid", stride=1, layout="NCHW", input_type=TensorProto.FLOAT
+    )
+    path = tmp_path / "bare.onnx"
+    path.write_bytes(graph)
+    frame = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    write_image(tmp_path / "a.png", frame)
+    usual = [str(tmp_path / "a.png"), "-m", str(path), "--view", "labels", "-q"]
+    options = ["--threshold", "0.6", "--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2"]
+    options += ["--color", "bgr", "--activation", "sigmoid", "--output-key", "out"]
+
+    assert segment.main([*usual, "-o", str(tmp_path / "out"), *options]) == 0
+
+    half = (0.5, 0.5, 0.5)
+    with Segmenter.open(path, mean=half, std=(0.2, 0.2, 0.2), color="bgr") as segmenter:
+        expected = segmenter(frame, scores=True).probabilities()[0] > 0.6
+    (written,) = (tmp_path / "out").iterdir()
+    np.testing.assert_array_equal(read_png(written), expected)
+    assert segment.main([*usual, "-o", str(tmp_path / "b"), "--activation", "softmax"]) == 2
+    assert "--activation" in capsys.readouterr().err
+
+
+def test_an_artifact_is_not_told_what_it_says_itself(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "a.png", rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    artifact = write_artifact(tmp_path)
+
+    status = segment.main([str(tmp_path / "a.png"), "-m", str(artifact), "--threshold", "0.4"])
+
+    assert status == 2
+    assert "threshold cannot be given: the artifact says what" in capsys.readouterr().err
+
+
 def test_help_loads_neither_opencv_nor_numpy() -> None:
     code = (
         "import sys\n"
@@ -280,6 +321,8 @@ def test_the_choices_are_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
         "--policy": POLICIES,
         "--writer": get_args(WriterName),
         "--precision": ("auto", *Precision),
+        "--color": NETWORK_COLORS,
+        "--activation": ACTIVATIONS,
         "--backend": ("auto", *backend_names(), *plan_backend_names()),
     }
 
@@ -287,6 +330,7 @@ def test_the_choices_are_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for option, names in choices.items():
         assert f"{option} {{{','.join(names)}}}" in text
+    assert ASKED_ACTIVATIONS == ACTIVATIONS
 
 
 @pytest.fixture

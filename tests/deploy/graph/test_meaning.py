@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from fcn_deploy.errors import FcnDeployError
-from fcn_deploy.graph.meaning import OutputMeaning, check_values, find_meaning, labels_of
+from fcn_deploy.graph.meaning import FoundMeaning, check_values, find_meaning, labels_of
 from tests.deploy.output_graphs import FLOAT, FLOAT16, Chain, images, run
 
 N1HW, NHW, NHW1 = ("n", 1, "h", "w"), ("n", "h", "w"), ("n", "h", "w", 1)
@@ -274,7 +274,7 @@ IDS: dict[str, tuple[tuple[int | str, ...], int, int | None, End]] = {
 }
 
 
-def _meaning(chain: Chain, dims: Any = None, dtype: int = FLOAT) -> tuple[OutputMeaning, list[Any]]:
+def _meaning(chain: Chain, dims: Any = None, dtype: int = FLOAT) -> tuple[FoundMeaning, list[Any]]:
     data, graph = chain.built(dims, dtype=dtype)
     return find_meaning(graph), run(data, images())
 
@@ -663,7 +663,7 @@ def test_any_chain_of_operators_that_keep_the_meaning_keeps_it(
     _assert_same_labels(check_values(meaning, outputs), outputs, chain)
 
 
-def _assert_same_labels(meaning: OutputMeaning, outputs: list[Any], chain: Chain) -> None:
+def _assert_same_labels(meaning: FoundMeaning, outputs: list[Any], chain: Chain) -> None:
     for image, output in zip(images(), outputs, strict=True):
         scores = chain.scores(image)
         expected = scores[:, 0] > 0 if chain.classes == 1 else scores.argmax(1)

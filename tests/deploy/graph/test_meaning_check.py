@@ -11,7 +11,7 @@ from onnx import helper
 
 from fcn_deploy.errors import ArtifactError, UnsupportedModelError
 from fcn_deploy.graph.meaning import (
-    OutputMeaning,
+    FoundMeaning,
     asked_meaning,
     check_values,
     find_meaning,
@@ -25,9 +25,9 @@ from tests.deploy.output_graphs import FLOAT, Chain, images, run
 HINT = r"--activation logits\|sigmoid\|softmax\|ids and --threshold X"
 
 
-def meaning_of(activation: Any, classes: int | None = 1, **changes: Any) -> OutputMeaning:
+def meaning_of(activation: Any, classes: int | None = 1, **changes: Any) -> FoundMeaning:
     single = classes in (1, None) and activation in ("logits", "sigmoid")
-    found = OutputMeaning(
+    found = FoundMeaning(
         "y",
         "labels" if activation == "ids" else "scores",
         activation,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcn_deploy.graph.meaning import OutputMeaning, check_values, find_meaning, labels_of
+from fcn_deploy.graph.meaning import FoundMeaning, check_values, find_meaning, labels_of
 from fcn_deploy.graph.scan import scan_onnx
 from tests.export.tiny_networks import seeded
 
@@ -123,7 +123,7 @@ def _exported(network: nn.Module, names: list[str], *, exporter: str) -> bytes:
         return path.read_bytes()
 
 
-def _meanings(network: nn.Module, names: list[str], *, exporter: str) -> dict[str, OutputMeaning]:
+def _meanings(network: nn.Module, names: list[str], *, exporter: str) -> dict[str, FoundMeaning]:
     """Find what every output means, and see that its labels are PyTorch's."""
     network.eval()
     # the exporter has tensors of its own that are called 'tanh' and so on
@@ -147,7 +147,7 @@ def _meanings(network: nn.Module, names: list[str], *, exporter: str) -> dict[st
     return found
 
 
-def _labels(given: Tensor, meaning: OutputMeaning) -> Tensor:
+def _labels(given: Tensor, meaning: FoundMeaning) -> Tensor:
     """Label what PyTorch gave: by its own number of classes, not by the meaning's."""
     if meaning.activation == "ids":
         return (given.squeeze(1) if given.dim() == 4 else given).long()

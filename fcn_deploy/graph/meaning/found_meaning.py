@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Activation", "OutputMeaning"]
+__all__ = ["Activation", "FoundMeaning"]
 
 Activation = Literal["logits", "sigmoid", "softmax", "log_softmax", "ids", "unknown"]
 """What scores are; ``"ids"`` are labels already."""
 
 
 @dataclass(frozen=True, slots=True)
-class OutputMeaning:
+class FoundMeaning:
     """What one output of a network means.
 
     Attributes:
