@@ -33,10 +33,17 @@ class Channel(Generic[T]):
         self._capacity = capacity
         self._drop_oldest = False
         self._items: deque[T] = deque()
+        self._added = self._discarded = 0
         self._changed = Condition()
         self._finished = False
         self._closed = False
         self._error: BaseException | None = None
+
+    @property
+    def taken(self) -> int:
+        """How many items the consumer took, also where a signal came before it could count them."""
+        with self._changed:
+            return self._added - self._discarded - len(self._items)
 
     def lose_oldest(self, capacity: int) -> None:
         """Switch to losing the oldest item where the producer would wait."""
@@ -66,6 +73,8 @@ class Channel(Generic[T]):
                 self._items.popleft()
                 dropped += 1
             self._items.append(item)
+            self._added += 1
+            self._discarded += dropped
             self._changed.notify_all()
             return dropped
 
@@ -104,6 +113,7 @@ class Channel(Generic[T]):
         with self._changed:
             discarded = len(self._items)
             self._items.clear()
+            self._discarded += discarded
             self._closed, self._error = True, None
             self._changed.notify_all()
             return discarded

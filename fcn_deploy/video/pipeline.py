@@ -188,7 +188,7 @@ class _PipelineThreads:
         self._starting = Lock()
         self._stopped = Event()
         self._books = RLock()  # a collected pipeline may be stopped inside any of these lines
-        self._captured = self._delivered = self._discarded = 0
+        self._captured = self._discarded = 0
         self._dropped: Counter[str] = Counter()
         self._latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._first_capture_s = self._last_delivery_s = 0.0
@@ -233,7 +233,6 @@ class _PipelineThreads:
             return None
         now = time.monotonic()
         with self._books:
-            self._delivered += 1
             self._latencies_ms.append(1000 * (now - result.captured_at_seconds))
             self._last_delivery_s = now
         return result.item
@@ -242,7 +241,7 @@ class _PipelineThreads:
         with self._books:
             return PipelineStats(
                 captured=self._captured,
-                delivered=self._delivered,
+                delivered=self._results.taken,
                 dropped=MappingProxyType(dict(self._dropped)),
                 discarded_at_close=self._discarded,
                 elapsed_s=max(0.0, self._last_delivery_s - self._first_capture_s),

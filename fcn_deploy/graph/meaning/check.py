@@ -116,7 +116,8 @@ def check_values(
 
     Args:
         outputs: what the network gave under `meaning.output` for varied frames, best of several
-            sizes. Values that are the same everywhere, or not finite, prove nothing.
+            sizes, of any shape and dtype. Values that are the same everywhere, or not finite,
+            prove nothing.
         error: what to raise.
 
     Returns:

@@ -131,7 +131,11 @@ class Trace(Protocol):
 
 
 def constant(graph: OnnxGraph, name: str, *, steps: int = _MAX_CONSTANT_STEPS) -> Array | None:
-    """Read a constant's numbers, also where they are cast, reshaped or dequantised."""
+    """Read a constant's numbers, also where they are cast, reshaped or dequantised.
+
+    Returns:
+        Of any shape and dtype; None where it is no constant.
+    """
     found = graph.constant(name)
     node = graph.producer(name)
     if found is not None or node is None or steps == 0 or not node.inputs:
@@ -159,7 +163,11 @@ def is_constant(graph: OnnxGraph, name: str) -> bool:
 
 
 def scalar(values: Array | None) -> float | None:
-    """Give the one number that a constant holds everywhere; None where it holds several."""
+    """Give the one number that a constant of any shape and dtype holds everywhere.
+
+    Returns:
+        None where it holds several.
+    """
     if values is None or values.size == 0 or values.dtype.kind not in "fiu":
         return None
     first = float(values.reshape(-1)[0])

@@ -80,3 +80,17 @@ def test_a_producer_that_fails_hands_its_error_over() -> None:
 def test_a_capacity_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="capacity is 0; it must be 1 or more"):
         Channel(0)
+
+
+def test_what_was_taken_is_known_whatever_became_of_the_rest() -> None:
+    channel: Channel[int] = Channel(3)
+    for item in range(3):
+        channel.put(item)
+    channel.lose_oldest(2)
+    channel.put(3)
+
+    channel.get()
+    taken = channel.taken
+    channel.close()
+
+    assert (taken, channel.taken) == (1, 1)
