@@ -108,7 +108,10 @@ def read_graph(file: ModelFile, options: OpenOptions) -> BareOutput | None:
     queries = find_queries(graph)
     if queries is not None and options.output_key in (None, queries.output, queries.class_output):
         require_known(queries)
-    ranks = [(one.name, None if one.dims is None else len(one.dims)) for one in graph.outputs]
+    last = [one for one in graph.outputs if not graph.consumers(one.name)]
+    # of labels and the scores that they are made of, the labels
+    outputs = graph.outputs if options.output_key is not None else last or graph.outputs
+    ranks = [(one.name, None if one.dims is None else len(one.dims)) for one in outputs]
     name = main_output(file, ranks, asked=options.output_key)
     analysis = analyse(graph, output=name)
     return BareOutput(_asked(analysis.found, options), analysis)
