@@ -15,6 +15,7 @@ from fcn_deploy.cli.run import (
     EXIT_OK,
     Parser,
     add_common_options,
+    add_meaning_options,
     parse_size,
     run_command,
     write_json,
@@ -73,10 +74,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--baseline", metavar="MODEL", help="checkpoint (default: the one the manifest names)")
     add("--arch", metavar="NAME", help="its architecture, or package.module:factory")
     add("--arch-arg", metavar="KEY=VALUE", action="append", default=[], help="for the factory")
-    add("--output-key", metavar="NAME", help="which output holds the scores")
+    add(
+        "--output-key",
+        metavar="NAME",
+        help="which output holds the scores; a bare graph's where there is no --baseline",
+    )
     add("--trust-code", action="store_true", help="allow models that carry or name code")
     add("--compile", action="store_true", help="add a torch.compile row")
-    add = parser.add_argument_group("what to run").add_argument
+    what = parser.add_argument_group("what to run")
+    add = what.add_argument
     add("--backend", metavar="NAME", help="such as openvino, tensorrt (default: all that can)")
     add("--precision", metavar="LIST", type=_precisions, default=(), help="such as fp32,bf16")
     add("--size", metavar="HxW[,HxW...]", type=_sizes, default=(), help="frame sizes")
@@ -85,6 +91,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mean", metavar="M,M,M", type=_numbers, help="a bare graph's, of values in 0..1")
     add("--std", metavar="S,S,S", type=_numbers, help="a bare graph's, of values in 0..1")
     add("--color", choices=NETWORK_COLORS, help="what a bare graph's network expects")
+    add_meaning_options(what, of="a bare graph's, or the baseline's,")
     add("--eval", nargs=2, metavar=("IMAGES", "LABELS"), help="labelled folders, for the mIoU")
     add(
         "--scenario",
@@ -184,6 +191,8 @@ def _options(args: argparse.Namespace) -> BenchmarkOptions:
             batches=args.batch,
             input=args.input,
             preprocess=_preprocess(args),
+            activation=args.activation,
+            threshold=args.threshold,
             labelled=None if args.eval is None else (args.eval[0], args.eval[1]),
             scenarios=args.scenario,
             rate_fps=args.rate,

@@ -187,7 +187,7 @@ class Measurement:
     def _network(self, job: Job) -> dict[str, Any]:
         """Describe what a job loads, for `fcn_bench.opening.open_network`."""
         if job.candidate is not None:
-            given = self.options.preprocess
+            given, bare = self.options.preprocess, self.target.manifest is None
             return {
                 "kind": "segmenter",
                 "path": str(self.target.path),
@@ -198,6 +198,12 @@ class Measurement:
                 "std": None if given is None else list(given.std),
                 "color": None if given is None else given.color,
                 "trust_code": self.options.trust_code,
+                "activation": self.options.activation if bare else "auto",
+                "threshold": self.options.threshold if bare else None,
+                # with a baseline it is that one's
+                "output_key": None
+                if not bare or self.options.baseline is not None
+                else self.options.output_key,
             }
         if self.baseline is None:
             raise RuntimeError("a PyTorch job without a baseline")
@@ -217,7 +223,19 @@ class Measurement:
                 "std": list(self.preprocess.std),
                 "color": self.preprocess.color,
             },
+            **self._baseline_meaning(),
         }
+
+    def _baseline_meaning(self) -> dict[str, Any]:
+        """Say what PyTorch's output is: by the user, or by the manifest of what was made of it."""
+        options, manifest = self.options, self.target.manifest
+        source = None if manifest is None else manifest.source
+        activation, threshold = options.activation, options.threshold
+        if activation == "auto" and source is not None and source.activation is not None:
+            activation = source.activation
+        if threshold is None and source is not None and source.threshold != 0.5:
+            threshold = source.threshold
+        return {"activation": activation, "threshold": threshold}
 
     def _check(self, started: Sequence[tuple[Job, Worker]], folder: Path) -> list[Outcome]:
         """Ask for memory first, since checking the labels takes more of it."""

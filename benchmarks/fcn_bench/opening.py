@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from fcn_bench.network import Network
 from fcn_deploy.artifact.manifest import Preprocess
+from fcn_deploy.artifact.output_meaning import Activation
 from fcn_deploy.backends import plan_backend_names
 from fcn_deploy.backends.base import RunTimes
-from fcn_deploy.errors import ArtifactError
+from fcn_deploy.errors import ArtifactError, BenchmarkError
+from fcn_deploy.graph.meaning import asked_meaning, check_values
 from fcn_deploy.names import Array, NetworkColor
 from fcn_deploy.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fcn_export.graph_spec import GraphSpec
 
 __all__ = ["PlanNetwork", "SegmenterNetwork", "open_network"]
 
@@ -71,8 +79,9 @@ def open_network(network: dict[str, Any], *, streams: int) -> Network:
 
     Args:
         network: of kind ``"segmenter"``: path, backend, precision, threads, trust_code, and for a
-            bare graph mean, std and color; of kind ``"torch"``: path, arch, arch_args, output_key,
-            trust_code, mode, threads, multiple_of and preprocess.
+            bare graph mean, std, color, activation, threshold and output_key; of kind
+            ``"torch"``: path, arch, arch_args, output_key, trust_code, mode, threads, multiple_of,
+            preprocess, activation and threshold.
 
     Raises:
         FcnDeployError: as `Segmenter.open` or `fcn_export.load_model` say.
@@ -90,6 +99,9 @@ def open_network(network: dict[str, Any], *, streams: int) -> Network:
             mean=network["mean"],
             std=network["std"],
             color=network["color"],
+            activation=network.get("activation", "auto"),
+            threshold=network.get("threshold"),
+            output_key=network.get("output_key"),
             trust_code=network.get("trust_code", False),
         )
     )
@@ -124,4 +136,37 @@ def _open_torch(network: dict[str, Any]) -> Network:
             output_key=model.output_key,
         )[1]
     spec = GraphSpec(preprocess, classes, output_key=model.output_key, multiple_of=multiple_of)
+    spec = _with_meaning(model.module, spec, network)
     return TorchNetwork(model.module, spec, mode=network["mode"], threads=network["threads"])
+
+
+def _with_meaning(module: nn.Module, spec: GraphSpec, network: dict[str, Any]) -> GraphSpec:
+    """Hold what is said of the baseline's output against its values.
+
+    A manifest's word counts, or the user's; without one scores are logits, or of several classes a
+    softmax, where the values are. Nothing else is known of a module.
+    """
+    from fcn_export.check.reference import TorchReference, meaning_of
+    from fcn_export.check.sample_frames import varied_batches
+    from fcn_export.graph_spec import decided
+
+    side = -(-128 // spec.multiple_of) * spec.multiple_of
+    outputs = [TorchReference(module, spec).raw(batch) for batch in varied_batches(side, side)]
+    said = network.get("activation") or "auto"
+    if said == "auto":
+        whole = outputs[0].dtype.kind in "iu"
+        said = "ids" if whole else "softmax" if _is_softmax(outputs) else "logits"
+    spec = replace(spec, activation=cast(Activation, said))
+    found = meaning_of(spec)
+    if said == "ids":
+        found = replace(found, num_classes=None)
+    found = asked_meaning(found, threshold=network.get("threshold"), error=BenchmarkError)
+    return decided(spec, check_values(found, outputs, error=BenchmarkError), outputs)
+
+
+def _is_softmax(outputs: Sequence[Array]) -> bool:
+    """Say whether the values of several classes are shares of one."""
+    several = outputs[0].shape[1] > 1
+    return several and all(
+        bool((one >= 0).all() and (abs(one.sum(axis=1) - 1) < 1e-3).all()) for one in outputs
+    )

@@ -29,6 +29,8 @@ class BenchmarkOptions:
         batches: frames in a call.
         input: images folder, image or video; None makes synthetic frames.
         preprocess: of a bare graph's network; None takes ImageNet's, rgb.
+        activation, threshold: what a bare graph's outputs, or the baseline's, are; as
+            `Segmenter.open` takes them.
         labelled: folders of images and of labels, for the mean IoU.
         scenarios: ``"latency"``, ``"throughput"``, ``"stream"``.
         rate_fps: frames that arrive in a second of a stream; None takes the rate of a video that
@@ -47,6 +49,8 @@ class BenchmarkOptions:
     batches: Sequence[int] = (1,)
     input: str | os.PathLike[str] | None = None
     preprocess: Preprocess | None = None
+    activation: str = "auto"
+    threshold: float | None = None
     labelled: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None
     scenarios: Sequence[str] = DEFAULT_SCENARIOS
     rate_fps: float | None = None

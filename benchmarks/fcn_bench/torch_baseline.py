@@ -99,7 +99,12 @@ class TorchNetwork:
         height, width = frames_bgr[0].shape[:2]
         with self._torch.inference_mode():
             scores = self._at_frame_size(computed, height, width)
-            labels = scores[:, 0] > 0 if self._spec.num_classes == 1 else scores.argmax(dim=1)
+            if self._spec.activation == "ids":
+                labels = scores[:, 0]
+            elif self._spec.num_classes == 1:
+                labels = scores[:, 0] > self._spec.score_threshold
+            else:
+                labels = scores.argmax(dim=1)
             dtype = self._torch.uint8 if self._spec.num_classes <= 256 else self._torch.int32
             array: Array = labels.to(dtype).numpy()  # [N, H, W]
         return [labels[:height, :width] for labels in array]
@@ -110,6 +115,12 @@ class TorchNetwork:
         with self._torch.inference_mode():
             scores = self._at_frame_size(computed, height, width)
             array: Array = scores[0, :, :height, :width].float().numpy()
+        if self._spec.activation == "ids":  # as sure of one class as can be
+            count = max(2, int(array.max()) + 1)
+            array = (array[0] == np.arange(count)[:, None, None]).astype(np.float32)
+        elif self._spec.num_classes == 1 and self._spec.score_threshold:
+            # what the score has to exceed, and the score
+            array = np.concatenate([np.full_like(array, self._spec.score_threshold), array])
         return self.finish(computed, [frame_bgr])[0], array
 
     def close(self) -> None:
@@ -120,6 +131,8 @@ class TorchNetwork:
         size = self._multiple.padded_size(height, width)
         if tuple(scores.shape[-2:]) == size:
             return scores
+        if self._spec.activation == "ids":
+            return self._torch.nn.functional.interpolate(scores.float(), size=size, mode="nearest")
         return self._torch.nn.functional.interpolate(
             scores, size=size, mode="bilinear", align_corners=False
         )

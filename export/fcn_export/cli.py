@@ -13,6 +13,7 @@ from fcn_deploy.cli.run import (
     Parser,
     Terminated,
     add_common_options,
+    add_meaning_options,
     parse_size,
     run_command,
     write_json,
@@ -74,6 +75,7 @@ def _add_network_options(parser: Parser) -> None:
         help="argument of the factory (repeatable)",
     )
     group.add_argument("--output-key", metavar="NAME", help="which output, where there are several")
+    add_meaning_options(group, of="the network's")
     group.add_argument(
         "--mean",
         type=_numbers,
@@ -249,6 +251,8 @@ def _request(args: argparse.Namespace) -> ExportRequest:
             input_color=args.input_color,
             classes_file=args.classes,
             head=args.head,
+            activation=args.activation,
+            threshold=args.threshold,
             engine=args.engine,
             compute_capabilities=args.compute_capability,
             profiles=args.profiles,

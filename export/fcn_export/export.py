@@ -23,6 +23,7 @@ from fcn_deploy.graph.scan import scan_onnx
 from fcn_deploy.names import Precision
 from fcn_deploy.opening.choose import graph_precision
 from fcn_export.check.measure import MIN_SOUND_AGREEMENT, Measured, measure, runners
+from fcn_export.check.reference import meaning_of
 from fcn_export.check.sample_frames import natural_frame
 from fcn_export.check.verify import (
     MAX_RELATIVE_SCORE_ERROR,
@@ -363,8 +364,11 @@ def _manifest(
     variants: tuple[GraphVariant, ...],
 ) -> Manifest:
     analysis = _analyse(staged.file)
-    seen, output = analysis.receptive_field(), analysis.measured()
-    meanings = {variant.file.path.name: _analyse(variant.file).measured() for variant in variants}
+    seen, output = analysis.receptive_field(), _meaning(analysis, staged.spec)
+    meanings = {
+        variant.file.path.name: _meaning(_analyse(variant.file), staged.spec)
+        for variant in variants
+    }
     budget = {MAX_MIOU_DROP: f"{inputs.max_miou_drop:g}"} if inputs.has_labels else {}
     return Manifest(
         inputs=(staged.spec.input,),
@@ -392,6 +396,18 @@ def _manifest(
 
 def _analyse(file: OnnxFile) -> GraphAnalysis:
     return analyse(scan_onnx(file.data, folder=file.path.parent))
+
+
+def _meaning(analysis: GraphAnalysis, spec: GraphSpec) -> OutputMeaning:
+    """Say what a graph of the artifact gives; what its user said goes before what it says."""
+    found = replace(meaning_of(spec), output=analysis.output, class_axis=1)
+    if spec.head == "scores":
+        said = analysis.measured(found if spec.asked else None)
+        return replace(said, threshold=spec.threshold)
+    said = analysis.measured()
+    if spec.asked and spec.activation != "ids" and said.activation == "ids":
+        said = replace(said, activation=spec.activation)
+    return said if said.threshold is not None else replace(said, threshold=spec.threshold)
 
 
 def _variant(

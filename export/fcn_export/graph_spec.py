@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, cast, get_args
 
 from fcn_deploy.artifact.manifest import Preprocess, TensorInfo
-from fcn_deploy.names import ColorOrder
+from fcn_deploy.artifact.output_meaning import Activation, ClassAxis, OutputMeaning
+from fcn_deploy.errors import UnsupportedModelError
+from fcn_deploy.graph.meaning import FoundMeaning
+from fcn_deploy.names import Array, ColorOrder
 
 __all__ = [
     "HEADS",
@@ -15,6 +19,8 @@ __all__ = [
     "SCORES",
     "GraphSpec",
     "Head",
+    "check_head",
+    "decided",
     "label_dtype",
 ]
 
@@ -29,6 +35,7 @@ SCORES = "scores"
 LOW_RESOLUTION_SCORES = "network_scores"
 """Scores before the last upsampling, where the graph has one that a runtime may take over."""
 
+_MOST_BYTE_IDS = 256
 _BT601_RGB = (0.299, 0.587, 0.114)
 
 
@@ -44,6 +51,11 @@ class GraphSpec:
         multiple_of: height and width that the network takes, in px.
         opset: of ONNX.
         fixed: batch, height and width that the graph is bound to; None where any is taken.
+        activation: what the network's output is; ``"ids"`` are labels already.
+        threshold: probability above which a single class is there.
+        class_axis: of the network's output: 1 for [N, C, h, w], 3 for [N, h, w, C], None for
+            [N, h, w] of a single class or of ids.
+        asked: the user said what the output is, not the graph.
     """
 
     preprocess: Preprocess
@@ -56,6 +68,10 @@ class GraphSpec:
     min_size: tuple[int, int] = (1, 1)
     opset: int = 21
     fixed: tuple[int | None, int | None, int | None] = (None, None, None)
+    activation: Activation = "logits"
+    threshold: float = 0.5
+    class_axis: ClassAxis | None = 1
+    asked: bool = False
     outputs: tuple[TensorInfo, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +93,11 @@ class GraphSpec:
         return TensorInfo(
             INPUT_NAME, dtype="uint8", shape=(*self.fixed, 3), layout="NHWC", color=self.input_color
         )
+
+    @property
+    def score_threshold(self) -> float:
+        """The network's score above which a single class is there."""
+        return OutputMeaning(self.activation, threshold=self.threshold).score_threshold
 
     @property
     def num_labels(self) -> int:
@@ -103,6 +124,48 @@ class GraphSpec:
             weights = _BT601_RGB if self.input_color == "rgb" else _BT601_RGB[::-1]
             return tuple(w / (255.0 * std[0]) for w in weights), offset
         return tuple(1.0 / (255.0 * s) for s in std), offset
+
+
+def check_head(head: str) -> None:
+    """Refuse to make other heads than labels of a network that gives class ids.
+
+    Raises:
+        UnsupportedModelError: scores or confidence are asked for.
+    """
+    if head != "labels":
+        raise UnsupportedModelError(
+            f"--head {head} needs the network's scores; it gives class ids.",
+            hint="Export it with --head labels, or without its last argmax.",
+        )
+
+
+def decided(spec: GraphSpec, found: FoundMeaning, outputs: Sequence[Array]) -> GraphSpec:
+    """Write down what a network's output was found to mean.
+
+    Args:
+        found: as `check_values` gives it.
+        outputs: that it was held against, [N, C, h, w] or as `found` says.
+
+    Raises:
+        UnsupportedModelError: class ids have no scores or confidence to give out.
+    """
+    ids = found.activation == "ids"
+    if ids:
+        check_head(spec.head)
+    classes = found.num_classes or spec.num_classes
+    if ids:
+        most = max(int(output.max()) for output in outputs) + 1
+        # without a word of the graph's, as many as a byte holds
+        classes = max(2, most, found.num_classes or _MOST_BYTE_IDS)
+    activation = "logits" if found.activation == "log_softmax" else found.activation
+    return replace(
+        spec,
+        num_classes=classes,
+        activation=cast(Activation, activation),
+        threshold=0.5 if found.threshold is None else found.threshold,
+        class_axis=cast("ClassAxis | None", found.class_axis),
+        asked=found.asked,
+    )
 
 
 def label_dtype(num_classes: int) -> str:

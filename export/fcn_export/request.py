@@ -10,6 +10,7 @@ from typing import Any
 from fcn_deploy.artifact.manifest import Preprocess
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.names import NETWORK_COLORS, ColorOrder, NetworkColor, Precision
+from fcn_deploy.opening.options import ASKED_ACTIVATIONS
 from fcn_deploy.preprocess import default_preprocess
 from fcn_export.graph_spec import HEADS, Head
 
@@ -32,6 +33,8 @@ class ExportRequest:
             None; None means images of `calibrate` that no range is taken from, else photographs.
         allow_broken: keep variants that lose more than 1 % of the labels.
         max_miou_drop: with `eval_folders`, the most that a variant may lose, in points.
+        activation: what the network's output is; ``"auto"``: found in its graph, checked by values.
+        threshold: probability above which a single class is there; None means 0.5.
         engine: what builds plans: ``"auto"`` takes whichever library is installed and able, and
             leaves plans out where none is; ``"none"`` builds none.
         profiles: image, images folder or video whose sizes decide the plans' profiles; None means
@@ -62,6 +65,8 @@ class ExportRequest:
     input_color: ColorOrder = "bgr"
     classes_file: Path | None = None
     head: Head = "labels"
+    activation: str = "auto"
+    threshold: float | None = None
     engine: str = "auto"
     compute_capabilities: Sequence[str] | None = None
     profiles: Path | None = None
@@ -81,12 +86,17 @@ class ExportRequest:
             ("color", self.color or "rgb", NETWORK_COLORS),
             ("input_color", self.input_color, ("bgr", "rgb")),
             ("head", self.head, HEADS),
+            ("activation", self.activation, ASKED_ACTIVATIONS),
             ("engine", self.engine, ("auto", "none", "tensorrt", "tensorrt-rtx")),
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
         if self.opset < MIN_OPSET:
             raise ValueError(f"opset is {self.opset}; {MIN_OPSET} or later can be written")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ValueError(
+                f"threshold is {self.threshold:g}; expected a probability between 0 and 1"
+            )
         if not self.max_miou_drop >= 0:
             raise ValueError(f"max_miou_drop is {self.max_miou_drop}; expected 0 points or more")
         self._check_precisions()

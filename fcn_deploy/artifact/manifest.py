@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fcn_deploy.artifact.output_meaning import OutputMeaning
+from fcn_deploy.artifact.output_meaning import Activation, OutputMeaning
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.errors import ManifestError
 from fcn_deploy.names import NETWORK_COLORS, NetworkColor, Precision
@@ -200,6 +200,8 @@ class Source:
         path: where it was at export, absolute, so that the benchmark finds its baseline.
         arch_args: keyword arguments of the factory, as literals.
         output_key: the output that was exported, where the model has several.
+        activation: what that output is; None of artifacts of earlier releases, where it is logits.
+        threshold: probability above which a single class is there.
     """
 
     file: str
@@ -208,6 +210,8 @@ class Source:
     path: str | None = None
     arch_args: Mapping[str, str] = field(default_factory=dict)
     output_key: str | None = None
+    activation: Activation | None = None
+    threshold: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)

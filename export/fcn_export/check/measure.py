@@ -222,7 +222,7 @@ def measure(
     own = Measured(None)
     counted = tuple(Measured(candidate) for candidate in candidates)
     names = [output.name for output in spec.outputs]
-    inner = () if SCORES in names else (SCORES,)
+    inner = () if SCORES in names or spec.activation == "ids" else (SCORES,)
     for answers in _answers(reference, spec, shapes, items, on_progress):
         if has_labels:
             for answer in answers:
@@ -259,9 +259,9 @@ def _answers(
         height, width = item.frame.shape[:2]
         images = as_batch(item.frame, spec, shapes)
         scores = np.ascontiguousarray(reference.scores(images)[:1, :, :height, :width])
-        labels = labels_of(scores)
+        labels = labels_of(scores, spec)
         at_border = border_mask(labels[0])[None]
-        margin = top_two_margin(scores)
+        margin = top_two_margin(scores - np.float32(spec.score_threshold))
         held.append(
             _Answer(
                 name=item.name,
@@ -292,7 +292,8 @@ def _count(
     """Add one image to a candidate's count."""
     height, width = answer.scores.shape[2:]
     found = context.execute({INPUT_NAME: answer.images})
-    scores = found[SCORES][:1, :, :height, :width]
+    # a network that gives class ids hides its scores
+    scores = found[SCORES][:1, :, :height, :width] if SCORES in found else answer.scores
     error = max(
         float(np.abs(scores[:, index] - answer.scores[:, index]).max())
         for index in range(scores.shape[1])  # one class at a time: no second full-size tensor
@@ -300,7 +301,7 @@ def _count(
     if "labels" in found:
         labels = found["labels"][:1, :height, :width]
     else:
-        labels = labels_of(np.ascontiguousarray(scores))
+        labels = labels_of(np.ascontiguousarray(scores), spec)
     if not np.isfinite(error):
         raise NonFiniteOutputError(f"the scores of '{answer.name}' hold NaN or infinity.")
     measured.max_score_error = max(measured.max_score_error, error)

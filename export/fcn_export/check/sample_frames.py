@@ -15,7 +15,15 @@ from fcn_deploy.preprocess import pad_frame
 if TYPE_CHECKING:
     from fcn_export.graph_spec import GraphSpec
 
-__all__ = ["as_batch", "at_usual_size", "natural_batch", "natural_frame", "photographs"]
+__all__ = [
+    "as_batch",
+    "at_usual_size",
+    "natural_batch",
+    "natural_frame",
+    "photographs",
+    "tried_batches",
+    "varied_batches",
+]
 
 
 def natural_frame(height: int, width: int, seed: int) -> Array:
@@ -90,6 +98,33 @@ def at_usual_size(frame: Array, shapes: ShapeRange) -> Array:
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     resized: Array = cv2.resize(frame, size[::-1], interpolation=method)
     return resized
+
+
+def varied_batches(height: int, width: int, *, count: int = 1) -> list[Array]:
+    """Make batches that a network has no reason to answer all alike.
+
+    Returns:
+        uint8 [count, height, width, 3] each: soft blobs, noise, black, white.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    frames = [
+        *(natural_frame(height, width, seed) for seed in range(2)),
+        noise,
+        np.zeros_like(noise),
+        np.full_like(noise, 255),
+    ]
+    return [np.repeat(frame[None], count, axis=0) for frame in frames]
+
+
+def tried_batches(spec: GraphSpec, shapes: ShapeRange) -> list[Array]:
+    """Make varied batches of two sizes that a graph takes, or of its only one.
+
+    Returns:
+        uint8 [N, H, W, 3] each.
+    """
+    fixed = None not in spec.fixed[1:]
+    sizes = [shapes.min[1:]] if fixed else [(96, 128), (160, 96)]
+    return [as_batch(one[0], spec, shapes) for size in sizes for one in varied_batches(*size)]
 
 
 def as_batch(frame: Array, spec: GraphSpec, shapes: ShapeRange) -> Array:

@@ -13,7 +13,7 @@ from fcn_deploy.backends.base import ExecutionContext
 from fcn_deploy.errors import ExecutionError, ParityError
 from fcn_deploy.names import Array
 from fcn_export.check.fidelity import Disagreement, split_disagreement, top_two_margin
-from fcn_export.check.reference import Reference, labels_of
+from fcn_export.check.reference import Reference, confidence_of, labels_of
 from fcn_export.check.sample_frames import natural_batch
 from fcn_export.graph_spec import INPUT_NAME, LOW_RESOLUTION_SCORES, SCORES, GraphSpec
 from fcn_export.onnx_file import OnnxFile
@@ -144,7 +144,9 @@ def verify(
     inner = tuple(
         name
         for name in (SCORES, LOW_RESOLUTION_SCORES)
-        if name not in names and f"{name}".encode() in model.data
+        if name not in names
+        and spec.activation != "ids"  # which has no scores
+        and f"{name}".encode() in model.data
     )
     found: dict[BatchShape, dict[str, Array]] = {}
     # the largest first and alone, as what ONNX Runtime took for others stays taken
@@ -221,14 +223,17 @@ def _compare(found: dict[str, Array], expected: Array, spec: GraphSpec) -> Parit
     total = Disagreement(0, 0, 0)
     for rows in _bands(height):
         band = expected[:, :, rows]
-        labels = _labels_found(found, rows)
+        labels = _labels_found(found, rows, spec)
+        margin = top_two_margin(band - np.float32(spec.score_threshold))
         total += split_disagreement(
-            *(labels, labels_of(band), top_two_margin(band)),
+            labels,
+            labels_of(band, spec),
+            margin,
             score_error=error,
             score_spread=highest - lowest,
         )
     if "confidence" in found:
-        error = max(error, _confidence_error(found, expected))
+        error = max(error, _confidence_error(found, expected, spec))
     return ParityRow(
         batch=batch,
         height=height,
@@ -244,22 +249,26 @@ def _bands(height: int) -> Iterator[slice]:
         yield slice(start, start + _ROWS_AT_A_TIME)
 
 
-def _labels_found(found: dict[str, Array], rows: slice) -> Array:
+def _labels_found(found: dict[str, Array], rows: slice, spec: GraphSpec) -> Array:
     if "labels" in found:
         return found["labels"][:, rows]
-    return labels_of(np.ascontiguousarray(found[SCORES][:, :, rows]))
+    return labels_of(np.ascontiguousarray(found[SCORES][:, :, rows]), spec)
 
 
-def _confidence_error(found: dict[str, Array], expected: Array) -> float:
-    """Largest difference of the confidence from the softmax or sigmoid of the model's scores."""
+def _confidence_error(found: dict[str, Array], expected: Array, spec: GraphSpec) -> float:
+    """Largest difference of the confidence from that of the model's scores.
+
+    Those within the score error of the threshold may have the other label's.
+    """
     error = 0.0
     for rows in _bands(expected.shape[2]):
-        band = expected[:, :, rows].astype(np.float64)
-        if band.shape[1] == 1:
-            confidence = 1 / (1 + np.exp(-np.abs(band[:, 0])))
-        else:
-            confidence = 1 / np.exp(band - band.max(axis=1, keepdims=True)).sum(axis=1)
-        error = max(error, float(np.abs(found["confidence"][:, rows] - confidence).max()))
+        band = np.ascontiguousarray(expected[:, :, rows])
+        given, confidence = found["confidence"][:, rows], confidence_of(band, spec)
+        apart = np.abs(given - confidence)
+        if band.shape[1] == 1 and spec.threshold != 0.5:
+            other = labels_of(band, spec) != found["labels"][:, rows]
+            apart = np.where(other, np.abs(1 - given - confidence), apart)
+        error = max(error, float(apart.max()))
     return error
 
 

@@ -20,6 +20,9 @@ DEFAULT_OUTPUT_KEY = "out"
 def select_output(output: Any, key: str | None = None) -> Tensor:
     """Pick the class scores, a tensor [N, C, h, w] of whichever dtype the network gives.
 
+    A tensor [N, h, w], of a single class or of class ids, is given the axis of the classes; it is
+    taken only where it is the network's one tensor, or named.
+
     Args:
         output: a tensor, or a mapping, tuple, list, named tuple or dataclass of several.
         key: name in a mapping, field name, or position as text (``"0"``). None takes ``out``,
@@ -36,23 +39,27 @@ def select_output(output: Any, key: str | None = None) -> Tensor:
                 f"the network gives one tensor {list(output.shape)}, none named '{key}'.",
                 hint="Leave --output-key out.",
             )
-        if output.dim() != 4:
+        if output.dim() not in (3, 4):
             raise _no_scores({"output": output}, "it must be [N, classes, height, width]")
-        return output
+        return _with_classes(output)
     named = _named_outputs(output)
     if key is not None:
         if key not in named:
             raise _no_scores(named, f"none is named '{key}'")
         chosen = named[key]
-        if not isinstance(chosen, torch.Tensor) or chosen.dim() != 4:
+        if not isinstance(chosen, torch.Tensor) or chosen.dim() not in (3, 4):
             raise _no_scores(named, f"'{key}' is not [N, classes, height, width]")
-        return chosen
+        return _with_classes(chosen)
     images = {k: v for k, v in named.items() if isinstance(v, torch.Tensor) and v.dim() == 4}
     if DEFAULT_OUTPUT_KEY in images:
         return images[DEFAULT_OUTPUT_KEY]
     if len(images) != 1:
         raise _no_scores(named, f"{len(images)} of them are [N, classes, height, width]")
     return next(iter(images.values()))
+
+
+def _with_classes(output: Tensor) -> Tensor:
+    return output.unsqueeze(1) if output.dim() == 3 else output  # [N, 1, h, w]
 
 
 def _named_outputs(output: Any) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def calibrate(
         model,
         [*tensors, *(name for name in convolutions if name not in tensors)],
         batches_with_statistics(),
-        on_outputs=lambda outputs: statistics.add_labels(_labels(outputs)),
+        on_outputs=lambda outputs: statistics.add_labels(_labels(outputs, spec)),
         on_progress=on_progress,
     )
     if not extents:
@@ -106,8 +106,8 @@ def _outputs(graph: ir.Graph) -> dict[str, str]:
     return {name_of(node.outputs[0]): name_of(node) for node in nodes}
 
 
-def _labels(outputs: Mapping[str, Array]) -> Array:
+def _labels(outputs: Mapping[str, Array], spec: GraphSpec) -> Array:
     """Give the labels of the first image: those of the graph, or of its scores."""
     if "labels" in outputs:
         return outputs["labels"][:1]
-    return labels_of(np.ascontiguousarray(next(iter(outputs.values()))[:1]))
+    return labels_of(np.ascontiguousarray(next(iter(outputs.values()))[:1]), spec)

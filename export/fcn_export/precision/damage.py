@@ -124,7 +124,9 @@ class DamageMeter:
         size = self._shapes.padded_size(max(height, low[0]), max(width, low[1]))
         images = np.repeat(pad_frame(item.frame, size)[None], self._spec.fixed[0] or 1, axis=0)
         found = context.execute({INPUT_NAME: np.ascontiguousarray(images)})
-        labels = found["labels"][:1] if "labels" in found else labels_of(found[SCORES][:1])
+        labels = (
+            found["labels"][:1] if "labels" in found else labels_of(found[SCORES][:1], self._spec)
+        )
         return np.ascontiguousarray(labels[0, :height, :width])
 
     def _confusion(self, labels: Array, item: EvalItem) -> Array:

@@ -45,6 +45,8 @@ class FrameNetwork(nn.Module):
         # TensorRT takes uint8 as input of a Cast and nowhere else
         frame = image.to(torch.float32).permute(0, 3, 1, 2)  # [N, 3, H, W]
         scores = select_output(self.network(self._prepare(frame)), self.spec.output_key)
+        if self.spec.activation == "ids":
+            return self._ids(scores, frame)
         if self.spec.upsample:
             scores = functional.interpolate(
                 scores, size=frame.shape[-2:], mode="bilinear", align_corners=False
@@ -62,16 +64,31 @@ class FrameNetwork(nn.Module):
             frame = torch.index_select(frame, 1, self.order)
         return frame * self.scale + self.shift
 
+    def _ids(self, ids: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+        """Pass on class ids [N, 1, h, w]; what is between two of them is neither."""
+        if self.spec.upsample:
+            ids = functional.interpolate(ids.float(), size=frame.shape[-2:], mode="nearest")
+        return self._without_classes(ids).to(self._label_type())  # [N, H, W]
+
     def _labels(self, scores: torch.Tensor) -> torch.Tensor:
         if self.spec.num_classes == 1:
-            above = scores > 0  # the same as sigmoid above 0.5
-            above = above[:, 0] if self.for_torchscript else above.squeeze(1)
-            return above.to(torch.uint8)  # [N, H, W]
-        dtype = torch.uint8 if self.spec.num_classes <= 256 else torch.int32
-        return torch.argmax(scores, dim=1).to(dtype)  # [N, H, W]
+            above = scores > self.spec.score_threshold
+            return self._without_classes(above).to(torch.uint8)  # [N, H, W]
+        return torch.argmax(scores, dim=1).to(self._label_type())  # [N, H, W]
+
+    def _without_classes(self, single: torch.Tensor) -> torch.Tensor:
+        return single[:, 0] if self.for_torchscript else single.squeeze(1)
+
+    def _label_type(self) -> torch.dtype:
+        return torch.uint8 if self.spec.num_classes <= 256 else torch.int32
 
     def _confidence(self, scores: torch.Tensor) -> torch.Tensor:
-        """Probability of the predicted label, [N, H, W]."""
-        if self.spec.num_classes == 1:
-            return torch.sigmoid(torch.abs(scores[:, 0]))
-        return torch.amax(torch.softmax(scores, dim=1), dim=1)
+        """Probability of the predicted label, [N, H, W], activated where the network did not."""
+        logits = self.spec.activation == "logits"
+        if self.spec.num_classes > 1:
+            return torch.amax(torch.softmax(scores, dim=1) if logits else scores, dim=1)
+        single = scores[:, 0]
+        if logits and self.spec.threshold == 0.5:
+            return torch.sigmoid(torch.abs(single))
+        share = torch.sigmoid(single) if logits else single
+        return torch.where(single > self.spec.score_threshold, share, 1 - share)

@@ -38,14 +38,12 @@ class WrapNetwork(ir.passes.InPlacePass):
     What is computed up to the scores stays; nodes that only made the old outputs are removed.
 
     Args:
-        scores: tensor [N, C, h, w] to take as scores.
-        threshold: subtracted from a single class's scores, so that 0 divides its two labels.
+        scores: tensor to take as scores, or as class ids, with the axes that `spec` says.
     """
 
-    def __init__(self, spec: GraphSpec, *, scores: str, threshold: float = 0.0) -> None:
+    def __init__(self, spec: GraphSpec, *, scores: str) -> None:
         self._spec = spec
         self._scores = scores
-        self._threshold = threshold
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the main graph.
@@ -69,7 +67,7 @@ class WrapNetwork(ir.passes.InPlacePass):
         entry.replace_all_uses_with(prepared)
         prepared.name = free_name(_NETWORK_INPUT, tensors_by_name(graph))
         graph.insert_before(graph[0], builder.take())
-        made = _head(builder, spec, scores, frame, self._threshold, opset)
+        made = _head(builder, spec, scores, frame, opset)
         graph.extend(builder.take())
         graph.inputs.clear()
         graph.inputs.append(image)
@@ -157,49 +155,67 @@ def _preprocessing(
 
 
 def _head(
-    builder: _Builder,
-    spec: GraphSpec,
-    scores: ir.Value,
-    frame: ir.Value,
-    threshold: float,
-    opset: int,
+    builder: _Builder, spec: GraphSpec, scores: ir.Value, frame: ir.Value, opset: int
 ) -> dict[str, ir.Value]:
     """Give the outputs that `spec` may name, by name."""
-    if threshold and spec.num_classes == 1:
-        scores = builder.add("Sub", scores, builder.constant([threshold], "float32", (1,)))
+    one = builder.constant([1], "int64", (1,))
+    ids = spec.activation == "ids"
+    if spec.class_axis == 3:
+        scores = builder.add("Transpose", scores, perm=[0, 3, 1, 2])  # [N, C, h, w]
+    elif spec.class_axis is None:
+        scores = builder.add("Unsqueeze", scores, one)
+    if ids:  # Resize takes no integers of 64 bits everywhere, and every id fits a float32
+        scores = builder.add("Cast", scores, to=ir.DataType.FLOAT)
     if spec.upsample:
         classes = _sizes(builder, scores, 0, 2, opset)
         size = _sizes(builder, frame, 1, 3, opset)
         full = builder.add(
             *("Resize", scores, None, None, builder.add("Concat", classes, size, axis=0)),
-            output=SCORES,
-            mode="linear",
-            coordinate_transformation_mode="half_pixel",
+            output=f"{_PREFIX}ids" if ids else SCORES,
+            mode="nearest" if ids else "linear",
+            coordinate_transformation_mode="asymmetric" if ids else "half_pixel",
+            **({"nearest_mode": "floor"} if ids else {}),
         )
     else:
-        full = builder.add("Identity", scores, output=SCORES)
+        full = builder.add("Identity", scores, output=f"{_PREFIX}ids" if ids else SCORES)
     if spec.head == "scores":
         return {SCORES: full}
     code = ir.DataType.UINT8 if spec.num_classes <= 256 else ir.DataType.INT32
-    one = builder.constant([1], "int64", (1,))
-    if spec.num_classes == 1:
-        zero = builder.constant([0.0], "float32", (1,))
-        best = builder.add("Squeeze", builder.add("Greater", full, zero), one)
+    above: ir.Value | None = None
+    if ids:
+        best = builder.add("Squeeze", full, one)
+    elif spec.num_classes == 1:
+        limit = builder.constant([spec.score_threshold], "float32", (1,))
+        above = builder.add("Greater", full, limit)
+        best = builder.add("Squeeze", above, one)
     else:
         best = builder.add("ArgMax", full, axis=1, keepdims=0)
     labels = builder.add("Cast", best, output="labels", to=code)
     if spec.head != "confidence":
         return {"labels": labels}
+    if above is not None:
+        return {"labels": labels, "confidence": _single_confidence(builder, spec, full, best, one)}
     return {"labels": labels, "confidence": _confidence(builder, spec, full, one, opset)}
+
+
+def _single_confidence(
+    builder: _Builder, spec: GraphSpec, scores: ir.Value, above: ir.Value, one: ir.Value
+) -> ir.Value:
+    """Give the label's probability [N, H, W], activated where the network did not."""
+    single = builder.add("Squeeze", scores, one)
+    logits = spec.activation == "logits"
+    if logits and spec.threshold == 0.5:
+        return builder.add("Sigmoid", builder.add("Abs", single), output="confidence")
+    share = builder.add("Sigmoid", single) if logits else single
+    other = builder.add("Sub", builder.constant([1.0], "float32", (1,)), share)
+    return builder.add("Where", above, share, other, output="confidence")
 
 
 def _confidence(
     builder: _Builder, spec: GraphSpec, scores: ir.Value, one: ir.Value, opset: int
 ) -> ir.Value:
-    if spec.num_classes == 1:
-        distance = builder.add("Abs", builder.add("Squeeze", scores, one))
-        return builder.add("Sigmoid", distance, output="confidence")
-    shares = builder.add("Softmax", scores, axis=1)
+    logits = spec.activation == "logits"
+    shares = builder.add("Softmax", scores, axis=1) if logits else scores
     if opset >= _REDUCE_AXES_AS_INPUT:
         return builder.add("ReduceMax", shares, one, output="confidence", keepdims=0)
     return builder.add("ReduceMax", shares, output="confidence", axes=[1], keepdims=0)

@@ -49,13 +49,17 @@ def plan_graph(
     asked = request.shapes()
     classes = _count_classes(module, channels, key, asked)
 
+    whole = request.activation == "ids"
+
     def run(height: int, width: int) -> tuple[int, int]:
+        nonlocal whole
         import torch
 
         from fcn_export.load.torch_model import select_output
 
         with torch.no_grad():
             scores = select_output(module(torch.zeros(1, channels, height, width)), key)
+        whole = whole or not scores.is_floating_point()
         return scores.shape[2], scores.shape[3]
 
     rule, bound = _find_rule(run, asked)
@@ -71,6 +75,7 @@ def plan_graph(
         min_size=rule.min_size,
         opset=request.opset,
         fixed=(None, *size),
+        activation="ids" if whole else "logits",
     )
     return spec, asked if bound else fit_shapes(asked, rule)
 

@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING
 from fcn_deploy.artifact.manifest import Source
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.errors import UnsupportedModelError
+from fcn_deploy.graph.meaning import asked_meaning, check_values, find_meaning
+from fcn_deploy.graph.scan import scan_onnx
 from fcn_export.check.reference import TorchReference
-from fcn_export.graph_spec import GraphSpec
+from fcn_export.check.sample_frames import tried_batches
+from fcn_export.graph_spec import (
+    LOW_RESOLUTION_SCORES,
+    SCORES,
+    GraphSpec,
+    check_head,
+    decided,
+)
 from fcn_export.onnx_file import OnnxFile, write_onnx
 from fcn_export.release_memory import release_freed_memory
 from fcn_export.request import ExportRequest
@@ -46,7 +55,6 @@ def stage_module(
         ExportError, ArtifactError: as `export_model` says.
     """
     from fcn_export.load.torch_model import check_finite_weights
-    from fcn_export.trace.activation import check_activation
     from fcn_export.trace.borrow import borrowed
     from fcn_export.trace.probing import plan_graph
     from fcn_export.trace.to_onnx import example_size, trace
@@ -62,6 +70,8 @@ def stage_module(
         steps.tell("all finite")
     with steps.step("try sizes"):
         spec, shapes = plan_graph(module, loaded, request)
+        if spec.activation == "ids":
+            check_head(spec.head)
         steps.tell(_describe_sizes(spec, shapes))
     with steps.step("trace"):
         graph = trace(module, spec, on_attempt=steps.tell)
@@ -72,10 +82,14 @@ def stage_module(
         size = example_size(spec)
         if graph.fixed:
             raise _bound_to_size(module, spec, size, graph)
-        reference = TorchReference(module, spec)
-        check_activation(graph.model.graph, reference, spec, shapes)
-        exporter, opset, note = graph.exporter, graph.opset, graph.note
         file = write_onnx(graph.model, folder / GRAPH_NAME)
+        known = _with_meaning(module, spec, shapes, file, request)
+        if _ends_otherwise(known, spec):
+            graph = trace(module, known)
+            file = write_onnx(graph.model, folder / GRAPH_NAME)
+        spec = known
+        reference = TorchReference(module, spec)
+        exporter, opset, note = graph.exporter, graph.opset, graph.note
         del graph
         release_freed_memory()
         steps.tell(f"{exporter}, opset {opset}, {file.size_bytes / 1e6:.1f} MB")
@@ -85,7 +99,7 @@ def stage_module(
         spec,
         shapes,
         reference,
-        _source(loaded),
+        _source(loaded, spec),
         exporter,
         opset,
         (*loaded.notes, *_notes(request, spec, shapes, exporter, opset, note)),
@@ -122,7 +136,42 @@ def _describe_sizes(spec: GraphSpec, shapes: ShapeRange) -> str:
     return f"{spec.num_classes} classes, {rule}, full size {where}"
 
 
-def _source(loaded: LoadedModel) -> Source:
+def _with_meaning(
+    module: nn.Module, spec: GraphSpec, shapes: ShapeRange, file: OnnxFile, request: ExportRequest
+) -> GraphSpec:
+    """Find what the network's output is in the traced graph, and hold it against its values."""
+    graph = scan_onnx(file.data, folder=file.path.parent)
+    low = spec.upsample and graph.producer(LOW_RESOLUTION_SCORES) is not None
+    scores = LOW_RESOLUTION_SCORES if low else SCORES
+    found = find_meaning(graph, output="labels" if spec.activation == "ids" else scores)
+    error = UnsupportedModelError
+    found = asked_meaning(
+        replace(found, output=spec.output_key or "output"),
+        activation=request.activation,
+        threshold=request.threshold,
+        error=error,
+    )
+    reference = TorchReference(module, spec)
+    outputs = [reference.raw(batch) for batch in tried_batches(spec, shapes)]
+    found = check_values(found, outputs, error=error)
+    if found.class_axis == 3:
+        raise error(
+            f"the network gives {list(outputs[0].shape)}, its classes last; expected "
+            "[N, classes, height, width].",
+            hint="Wrap it in a module whose forward permutes them, and name that with --arch.",
+        )
+    return decided(spec, found, outputs)
+
+
+def _ends_otherwise(known: GraphSpec, traced: GraphSpec) -> bool:
+    """Say whether the graph's head has to be another than the one that was traced."""
+    single = known.num_classes == 1 and known.score_threshold != traced.score_threshold
+    shares = known.head == "confidence" and known.activation != traced.activation
+    ids = known.activation == "ids"
+    return single or shares or (ids and known != traced)
+
+
+def _source(loaded: LoadedModel, spec: GraphSpec) -> Source:
     path = loaded.path
     return Source(
         file=path.name if path is not None else loaded.arch,
@@ -131,6 +180,8 @@ def _source(loaded: LoadedModel) -> Source:
         path=None if path is None else str(path.absolute()),
         arch_args={key: repr(value) for key, value in loaded.arch_args.items()},
         output_key=loaded.output_key,
+        activation=spec.activation,
+        threshold=spec.threshold,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import ExitStack
-from dataclasses import dataclass
-from math import log as natural_log
+from dataclasses import dataclass, replace
+from math import exp, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +15,24 @@ from fcn_deploy.artifact.manifest import Source
 from fcn_deploy.artifact.plain_files import read_plain_file
 from fcn_deploy.artifact.shape_range import ShapeRange
 from fcn_deploy.errors import UnsupportedModelError
+from fcn_deploy.graph.meaning import (
+    FoundMeaning,
+    asked_meaning,
+    check_values,
+    find_meaning,
+    find_queries,
+    require_known,
+)
 from fcn_deploy.graph.scan import OnnxGraph, scan_onnx
 from fcn_deploy.graph.tail import Tail, find_tail
 from fcn_deploy.names import TensorSpec
 from fcn_export.check.reference import OnnxReference
-from fcn_export.graph_spec import GraphSpec
+from fcn_export.check.sample_frames import tried_batches
+from fcn_export.graph_spec import GraphSpec, check_head, decided
 from fcn_export.onnx_file import OnnxFile, write_onnx
 from fcn_export.request import ExportRequest
 from fcn_export.staged import GRAPH_NAME, Staged
 from fcn_export.steps import Steps
-from fcn_export.trace.activation import check_activation
 from fcn_export.trace.size_rule import SizeRule, find_size_rule, fit_shapes
 
 if TYPE_CHECKING:
@@ -44,17 +52,16 @@ class _Network:
     Attributes:
         input: float32 [N, C, H, W], or uint8 [N, H, W, 3] of a graph that is complete already.
         output: that holds scores or labels.
-        scores: name of the tensor [N, classes, h, w] before any activation.
-        threshold: of a single class's score.
-        threshold_known: it follows from the graph; otherwise scores are taken for logits.
+        scores: name of the tensor of scores, before a last activation where there is one; of
+            class ids where their scores are not known.
+        found: what that tensor means.
     """
 
     graph: OnnxGraph
     input: TensorSpec
     output: str
     scores: str
-    threshold: float
-    threshold_known: bool
+    found: FoundMeaning
 
     @property
     def complete(self) -> bool:
@@ -91,28 +98,28 @@ def stage_onnx(
     context = stack.enter_context(given.opened(_BACKEND, inner=_inner(network)))
     with steps.step("try sizes"):
         spec, shapes = _plan(context, network, request)
+        spec = _with_meaning(context, network, spec, shapes)
         steps.tell(f"{spec.num_classes} classes, {shapes.multiple_of} px steps")
-    reference = OnnxReference(context, spec, scores=network.scores, threshold=network.threshold)
+    reference = OnnxReference(context, spec, scores=network.scores)
     with steps.step("wrap"):
         proto = _parse(path, data, graph)
-        check_activation(
-            proto.graph,
-            reference,
-            spec,
-            shapes,
-            scores=network.scores,
-            threshold_known=network.threshold_known,
-        )
         model = ir.from_proto(proto)
         if network.complete:
             AdoptGraph(output=network.output)(model)
         else:
-            WrapNetwork(spec, scores=network.scores, threshold=network.threshold)(model)
+            WrapNetwork(spec, scores=network.scores)(model)
         FinishGraph(spec)(model)
         file = write_onnx(take_proto(model), folder / GRAPH_NAME)
         del model
         steps.tell(f"opset {graph.opset}, {file.size_bytes / 1e6:.1f} MB")
-    source = Source(path.name, hashlib.sha256(data).hexdigest(), None, str(path.absolute()))
+    source = Source(
+        path.name,
+        hashlib.sha256(data).hexdigest(),
+        None,
+        str(path.absolute()),
+        activation=spec.activation,
+        threshold=spec.threshold,
+    )
     return Staged(file, spec, shapes, reference, source, "onnx", graph.opset)
 
 
@@ -130,33 +137,72 @@ def _find_network(graph: OnnxGraph, path: Path, request: ExportRequest) -> _Netw
         raise UnsupportedModelError(f"'{path}' has inputs {listed}; expected one image.")
     spec = graph.inputs[0].spec()
     _check_input(spec, path, request)
-    names = [tensor.name for tensor in graph.outputs]
-    if request.output_key is not None and request.output_key not in names:
-        raise UnsupportedModelError(
-            f"'{path}' has no output '{request.output_key}'; it has {', '.join(names)}."
-        )
-    tails = {
-        name: tail
-        for name in names
-        if (tail := find_tail(graph, output=name)) is not None and tail.class_axis == 1
-    }
-    wanted = request.output_key or ("out" if "out" in tails else None)
-    if wanted is None and len(tails) == 1:
-        wanted = next(iter(tails))
-    if wanted not in tails:
-        raise UnsupportedModelError(
-            f"no single output of '{path}' holds class scores [N, C, h, w] or labels made of "
-            f"them; it has {', '.join(names)}.",
-            hint="Choose one with --output-key.",
-        )
-    tail = tails[wanted]
-    if spec.dtype == "uint8" and (tail.labels is None or request.head != "labels"):
+    wanted = _choose_output(graph, path, request)
+    found = asked_meaning(
+        find_meaning(graph, output=wanted),
+        activation=request.activation,
+        threshold=request.threshold,
+        error=UnsupportedModelError,
+    )
+    require_known(found, error=UnsupportedModelError)
+    tail = find_tail(graph, output=wanted)
+    if spec.dtype == "uint8" and (found.kind != "labels" or request.head != "labels"):
         raise UnsupportedModelError(
             f"'{path}' takes frames and gives '{wanted}', which cannot be made '{request.head}'.",
             hint="Give the network alone, with a float32 input [N, C, H, W].",
         )
-    known = tail.threshold is not None or tail.probabilities or tail.activation is not None
-    return _Network(graph, spec, wanted, tail.scores, _threshold(tail), known)
+    inner = None if tail is None or found.asked else _before_tail(graph, tail, found)
+    if inner is None:
+        return _Network(graph, spec, wanted, wanted, found)
+    return _Network(graph, spec, wanted, inner.output, inner)
+
+
+def _choose_output(graph: OnnxGraph, path: Path, request: ExportRequest) -> str:
+    """Take the output asked for, ``out``, or the only one that scores or labels are known of."""
+    names = [tensor.name for tensor in graph.outputs]
+    key = request.output_key
+    if key is not None and key not in names:
+        raise UnsupportedModelError(f"'{path}' has no output '{key}'; it has {', '.join(names)}.")
+    queries = find_queries(graph)
+    if queries is not None and key in (None, queries.output, queries.class_output):
+        require_known(queries, error=UnsupportedModelError)
+    if key is not None or len(names) == 1:
+        return key or names[0]
+    known = [name for name in names if find_meaning(graph, output=name).activation != "unknown"]
+    if "out" in known or len(known) == 1:
+        return "out" if "out" in known else known[0]
+    raise UnsupportedModelError(
+        f"no single output of '{path}' holds class scores [N, C, h, w] or labels made of "
+        f"them; it has {', '.join(names)}.",
+        hint="Choose one with --output-key.",
+    )
+
+
+def _before_tail(graph: OnnxGraph, tail: Tail, found: FoundMeaning) -> FoundMeaning | None:
+    """Say what the scores before a graph's own labels or last activation are.
+
+    Returns:
+        None where that is not known: then the output itself is taken.
+    """
+    labels = tail.labels is not None
+    # a tail of scores is looked for with the classes second
+    if tail.class_axis != 1 or labels != (found.kind == "labels"):
+        return None
+    if not labels and (found.class_axis != 1 or tail.activation is None):
+        return None
+    inner = find_meaning(graph, output=tail.scores)
+    if inner.kind != "scores" or inner.activation == "unknown":
+        return None
+    if not labels:
+        return replace(inner, threshold=found.threshold and inner.threshold and found.threshold)
+    if tail.threshold is None:
+        return inner
+    probability = tail.threshold
+    if not isfinite(probability):
+        return None
+    if tail.activation is None and inner.activation == "logits":
+        probability = 1 / (1 + exp(-max(-700.0, probability)))
+    return replace(inner, threshold=probability) if 0 < probability < 1 else None
 
 
 def _check_input(spec: TensorSpec, path: Path, request: ExportRequest) -> None:
@@ -169,15 +215,6 @@ def _check_input(spec: TensorSpec, path: Path, request: ExportRequest) -> None:
             f"float32 [N, {channels}, H, W], and a complete graph uint8 [N, H, W, 3].",
             hint="Say what the network expects with --color.",
         )
-
-
-def _threshold(tail: Tail) -> float:
-    """Give the score above which a pixel is of a single class."""
-    if tail.threshold is not None and tail.activation == "sigmoid":
-        return natural_log(tail.threshold / (1 - tail.threshold))
-    if tail.threshold is not None:
-        return tail.threshold
-    return 0.5 if tail.probabilities else 0.0
 
 
 def _inner(network: _Network) -> tuple[str, ...]:
@@ -194,15 +231,17 @@ def _plan(
     else:
         batch, channels, fixed_height, fixed_width = network.input.shape
     channels = channels or len(request.preprocess().mean)
-    classes = 0
+    found = network.found
+    if found.activation == "ids":
+        check_head(request.head)
+    axis = (1 if found.class_axis is None else found.class_axis) if found.rank != 3 else None
 
     def run(height: int, width: int) -> tuple[int, int]:
-        nonlocal classes
         shape = (height, width, channels) if network.complete else (channels, height, width)
         image = np.zeros((batch or 1, *shape), network.input.dtype)
-        found = context.execute({network.input.name: image}, outputs=[network.scores])
-        _, classes, low_height, low_width = found[network.scores].shape
-        return low_height, low_width
+        given = context.execute({network.input.name: image}, outputs=[network.scores])
+        sides = [size for at, size in enumerate(given[network.scores].shape) if at not in (0, axis)]
+        return sides[0], sides[1]
 
     asked = request.shapes()
     if fixed_height is not None and fixed_width is not None:
@@ -217,7 +256,7 @@ def _plan(
         shapes = fit_shapes(asked, rule)
     spec = GraphSpec(
         request.preprocess(),
-        classes,
+        found.num_classes or 1,  # until its values are seen
         input_color=request.input_color,
         head=request.head,
         output_key=None,
@@ -228,3 +267,19 @@ def _plan(
         fixed=(batch, fixed_height, fixed_width),
     )
     return spec, shapes
+
+
+def _with_meaning(
+    context: ExecutionContext, network: _Network, spec: GraphSpec, shapes: ShapeRange
+) -> GraphSpec:
+    """Hold what the graph says of its scores against their values for varied frames."""
+    reference = OnnxReference(context, spec, scores=network.scores)
+    outputs = [reference.raw(batch) for batch in tried_batches(spec, shapes)]
+    found = check_values(network.found, outputs, error=UnsupportedModelError)
+    if network.found.class_axis is None and found.class_axis not in (None, 1):
+        raise UnsupportedModelError(
+            f"'{network.scores}' is {list(outputs[0].shape)}, its classes last, which its graph "
+            "does not say; expected [N, classes, height, width].",
+            hint="Write the number of classes into the output's shape.",
+        )
+    return decided(spec, found, outputs)

@@ -1,8 +1,9 @@
-"""Probabilities are not taken for logits: by the graph, by values, and for the confidence."""
+"""What a network's output is decides its labels and confidence: logits, probabilities, ids."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,22 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import parser
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcn_deploy.errors import UnsupportedModelError
+from fcn_deploy.errors import ParityError, UnsupportedModelError
+from fcn_deploy.preprocess import default_preprocess
 from fcn_deploy.segmenter import Segmenter
+from fcn_export.check.reference import TorchReference
 from fcn_export.check.sample_frames import natural_frame
+from fcn_export.check.verify import verify
 from fcn_export.export import ExportRequest, export_model
+from fcn_export.graph_spec import GraphSpec
+from fcn_export.onnx_file import write_onnx
 from fcn_export.staged import Staged
 from fcn_export.steps import Steps
-from fcn_export.trace.activation import find_activation
 from fcn_export.trace.stage_module import stage_module
+from fcn_export.trace.to_onnx import trace
 from tests.export.tiny_networks import seeded
 from tests.export.trace.test_stage_onnx import network as foreign_network
 
@@ -55,6 +60,7 @@ ENDS: dict[str, Any] = {
     "shifted tanh": lambda y, x: torch.tanh(y) * 0.5 + 0.5,
     "tanh": lambda y, x: torch.tanh(y),
     "zeros": lambda y, x: y * 0,
+    "erf": lambda y, x: torch.erf(y),
     "softmax": lambda y, x: y.softmax(1),
     "softmax, enlarged": lambda y, x: enlarged(y.softmax(1), x),
     "softmax by hand": lambda y, x: softmax_by_hand(y),
@@ -87,33 +93,82 @@ def stage(folder: Path, end: str, classes: int = 1, **options: Any) -> Staged:
         return stage_module(seeded(Ending, end, classes), folder, request, Steps(None), stack)
 
 
+SINGLE = [end for end in ENDS if "sigmoid" in end or end in ("logits", "shifted tanh")]
+SINGLE.append("second of a softmax")
+
+
+def shares_of(end: str, frame: Any, classes: int = 1) -> Any:
+    """PyTorch's own output for one frame, [C, h, w], at the network's size."""
+    spec = GraphSpec(default_preprocess(), classes)
+    return TorchReference(seeded(Ending, end, classes).eval(), spec).raw(frame[None])
+
+
+@pytest.mark.parametrize("end", SINGLE)
+def test_a_single_class_is_where_its_probability_is_above_one_half(
+    tmp_path: Path, end: str
+) -> None:
+    staged = stage(tmp_path, end)
+
+    frame = natural_frame(64, 80, seed=1)
+    with staged.file.opened("onnxruntime") as context:
+        labels = context.execute({"image": frame[None]})["labels"]
+    logits = torch.from_numpy(shares_of("logits", frame))
+    expected = enlarged(ENDS[end](logits, frame[None].transpose(0, 3, 1, 2)), sized(frame))
+    above = (expected[:, 0] > (0 if end == "logits" else 0.5)).numpy()
+    assert 0.05 < above.mean() < 0.95
+    assert np.mean(labels == above) > 0.999  # near ties may go either way
+    assert staged.spec.activation == ("logits" if end == "logits" else "sigmoid")
+
+
+def sized(frame: Any) -> Tensor:
+    """Make a tensor of the frame's size, for what asks for that."""
+    return torch.empty(1, 3, *frame.shape[:2])
+
+
+def test_a_threshold_that_is_asked_for_is_a_probability(tmp_path: Path) -> None:
+    frame = natural_frame(64, 80, seed=1)
+    request = ExportRequest(**SMALL, threshold=0.7)
+
+    report = export_model(seeded(Ending, "sigmoid"), tmp_path / "out.fcn", request=request)
+
+    with Segmenter.open(report.path) as segmenter:
+        result = segmenter(frame, scores=True)
+        manifest = segmenter.manifest
+    assert manifest is not None
+    assert manifest.source.activation == "sigmoid"
+    assert manifest.source.threshold == 0.7
+    shares = enlarged(torch.from_numpy(shares_of("sigmoid", frame)), sized(frame))[0].numpy()
+    assert np.mean(result.labels == (shares[0] > 0.7)) > 0.999
+    np.testing.assert_allclose(result.probabilities(), shares, atol=1e-4)  # float32 rounding
+
+
+def test_what_is_not_known_names_the_options(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="output 'output'") as caught:
+        stage(tmp_path, "erf", head="labels")
+
+    assert "--activation" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize(
-    ("end", "found"),
+    ("said", "end", "found"),
     [
-        ("sigmoid", "come from Sigmoid '"),
-        ("enlarged, sigmoid", "come from Sigmoid '"),
-        ("sigmoid, enlarged", "come from Sigmoid '"),
-        ("sigmoid, enlarged, clamped", "come from Sigmoid '"),
-        ("sigmoid, squeezed", "come from Sigmoid '"),
-        ("hard sigmoid", "come from HardSigmoid '"),
-        ("second of a softmax", "come from Softmax '"),
-        ("sigmoid by hand", r"lie in 0\.\d+\.\.(0\.\d+|1) on 6 varied frames"),
-        ("shifted tanh", r"lie in 0\.\d+\.\.(0\.\d+|1) on 6 varied frames"),
+        ("logits", "sigmoid", "as of probabilities"),
+        ("sigmoid", "logits", "not 0 to 1"),
     ],
 )
-def test_probabilities_of_a_single_class_are_refused(tmp_path: Path, end: str, found: str) -> None:
-    expected = rf"only class {found}.*expected are logits"
+def test_a_wrong_activation_in_the_specification_fails_verification(
+    tmp_path: Path, said: Any, end: str, found: str
+) -> None:
+    request = ExportRequest(**SMALL)
+    network = seeded(Ending, end).eval()
+    with ExitStack() as stack:
+        staged = stage_module(network, tmp_path, request, Steps(None), stack)
+        wrong = replace(staged.spec, activation=said)
+        graph = trace(network, wrong)
+        file = write_onnx(graph.model, tmp_path / "wrong.onnx")
 
-    with pytest.raises(UnsupportedModelError, match=expected) as caught:
-        stage(tmp_path, end)
-
-    assert "without its last sigmoid" in (caught.value.hint or "")
-
-
-@pytest.mark.parametrize("head", ["scores", "confidence"])
-def test_they_are_refused_whatever_the_graph_ends_in(tmp_path: Path, head: str) -> None:
-    with pytest.raises(UnsupportedModelError, match="only class come from Sigmoid"):
-        stage(tmp_path, "enlarged, sigmoid", head=head)
+        with pytest.raises(ParityError, match=f"taken for {said} .*{found}"):
+            verify(file, TorchReference(network, wrong), wrong, ((1, 64, 80),))
 
 
 def test_logits_of_a_single_class_give_both_labels(tmp_path: Path) -> None:
@@ -127,76 +182,91 @@ def test_logits_of_a_single_class_give_both_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "classes"),
-    [
-        ("tanh", 1),  # -1..1, so that 0 divides the labels
-        ("zeros", 1),  # as of weights that were never trained; nothing is known of a constant
-        ("softmax", 4),  # labels are an argmax
-        ("softmax, enlarged", 4),
-    ],
+    ("end", "classes"), [("softmax", 4), ("softmax, enlarged", 4), ("log softmax", 4)]
 )
-def test_labels_are_made_of_what_an_activation_does_not_change(
-    tmp_path: Path, end: str, classes: int
-) -> None:
+def test_labels_of_several_classes_are_the_best(tmp_path: Path, end: str, classes: int) -> None:
     assert stage(tmp_path, end, classes).spec.num_classes == classes
 
 
 @pytest.mark.parametrize(
-    ("end", "found"),
-    [
-        ("softmax", "come from Softmax '"),
-        ("softmax, enlarged", "come from Softmax '"),
-        ("sigmoid", "come from Sigmoid '"),
-        ("softmax by hand", r"lie in \S+ on 6 varied frames"),
-    ],
+    "end", ["logits", "softmax", "softmax, enlarged", "sigmoid", "log softmax"]
 )
-def test_the_confidence_of_probabilities_is_refused(tmp_path: Path, end: str, found: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=f"--head confidence .* scores {found}"):
-        stage(tmp_path, end, 4, head="confidence")
+@pytest.mark.parametrize("classes", [1, 4])
+def test_the_confidence_is_activated_once(tmp_path: Path, end: str, classes: int) -> None:
+    if classes == 1 and "softmax" in end:
+        end = "enlarged, sigmoid"
+    request = ExportRequest(**{**SMALL, "head": "confidence"})
+
+    report = export_model(seeded(Ending, end, classes), tmp_path / "out.fcn", request=request)
+
+    made = [node.op_type for node in onnx.load(report.path / "model.onnx").graph.node]
+    assert made.count("Softmax") + made.count("Sigmoid") + made.count("LogSoftmax") == (
+        2 if end == "log softmax" else 1
+    )
+    with Segmenter.open(report.path) as segmenter:
+        found = segmenter(natural_frame(64, 80, seed=1)).confidence
+    assert found is not None
+    assert 0 <= found.min() < found.max() <= 1
 
 
-@pytest.mark.parametrize("end", ["logits", "log softmax", "softmax of rows"])
-def test_the_confidence_of_what_is_no_probability_of_classes_is_made(
-    tmp_path: Path, end: str
-) -> None:
-    staged = stage(tmp_path, end, 4, head="confidence")
+class Ids(nn.Module):
+    """Class ids of four classes, [N, 1, h, w] or [N, h, w]; at half the size where `small`."""
 
-    assert [output.name for output in staged.spec.outputs] == ["labels", "confidence"]
+    def __init__(self, keepdim: bool, small: bool, floats: bool) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3, stride=2 if small else 1, padding=1)
+        self.keepdim, self.floats = keepdim, floats
 
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("p = Softmax <axis = 1> (x)\n s = Resize (p)", "Softmax"),
-        ("p = Softmax <axis = -3> (x)\n s = Cast <to = 1> (p)", "Softmax"),
-        ("p = Softmax <axis = 3> (x)\n s = Identity (p)", None),
-        ("q = Softmax (x)\n s = Transpose <perm = [0, 3, 1, 2]> (q)", "Softmax"),
-        ("p = Sigmoid (x)\n s = Mul (p, x)", None),
-        ("s = Relu (x)", None),
-    ],
-)
-def test_an_activation_is_found_through_what_only_moves_scores(
-    text: str, found: str | None
-) -> None:
-    graph = parser.parse_graph(f"g (float[n, c, h, w] x) => (float[n, c, h, w] s) {{ {text} }}")
-
-    node = find_activation(graph, "s")
-
-    assert (None if node is None else node.op_type) == found
+    def forward(self, x: Tensor) -> Tensor:
+        ids = self.body(x).argmax(1, keepdim=self.keepdim)
+        return torch.as_tensor(ids.float() if self.floats else ids)
 
 
-@pytest.mark.parametrize("ends", [("HardSigmoid",), ("Sigmoid", "Clip")])
-def test_a_single_class_of_an_onnx_file_is_refused_where_its_threshold_is_unknown(
+@pytest.mark.parametrize("keepdim", [True, False])
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("floats", [True, False])
+def test_class_ids_are_passed_on(tmp_path: Path, keepdim: bool, small: bool, floats: bool) -> None:
+    network = seeded(Ids, keepdim, small, floats).eval()
+    frame = natural_frame(64, 80, seed=1)
+
+    report = export_model(network, tmp_path / "out.fcn", request=ExportRequest(**SMALL))
+
+    with Segmenter.open(report.path) as segmenter:
+        labels = segmenter(frame).labels
+    raw = TorchReference(network, GraphSpec(default_preprocess(), 4, activation="ids")).raw(
+        frame[None]
+    )
+    expected = raw[0, 0].repeat(2, 0).repeat(2, 1) if small else raw[0, 0]
+    assert report.num_classes == 4
+    assert len(np.unique(expected)) > 2
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_scores_of_class_ids_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="--head scores needs the network's scores"):
+        export_model(
+            seeded(Ids, True, False, False),
+            tmp_path / "out.fcn",
+            request=ExportRequest(**{**SMALL, "head": "scores"}),
+        )
+
+
+@pytest.mark.parametrize("ends", [("HardSigmoid",), ("Sigmoid", "Clip"), ("Sigmoid",)])
+def test_a_single_class_of_an_onnx_file_has_both_labels(
     tmp_path: Path, ends: tuple[str, ...]
 ) -> None:
     path = foreign_network(tmp_path / "net.onnx", ends=ends, classes=1)
+    frame = natural_frame(64, 80, seed=1)
 
-    with pytest.raises(UnsupportedModelError, match=f"only class come from {ends[0]}"):
-        export_model(path, tmp_path / "out.fcn", request=ExportRequest(**SMALL))
+    report = export_model(path, tmp_path / "out.fcn", request=ExportRequest(**SMALL))
+
+    with Segmenter.open(report.path) as segmenter:
+        found = segmenter(frame)
+    assert 0.02 < found.labels.mean() < 0.98
 
 
-@pytest.mark.parametrize("ends", [("Softmax",), ("Sigmoid",)])
-def test_confidence_is_made_before_the_last_activation_of_an_onnx_file(
+@pytest.mark.parametrize("ends", [("Softmax",), ("Sigmoid",), ("Softmax", "Clip")])
+def test_confidence_of_an_onnx_file_is_activated_once(
     tmp_path: Path, ends: tuple[str, ...]
 ) -> None:
     path = foreign_network(tmp_path / "net.onnx", ends=ends, classes=1 if "Sigmoid" in ends else 4)
@@ -206,12 +276,3 @@ def test_confidence_is_made_before_the_last_activation_of_an_onnx_file(
 
     made = [node.op_type for node in onnx.load(report.path / "model.onnx").graph.node]
     assert made.count("Softmax") + made.count("Sigmoid") == 1
-
-
-def test_confidence_of_an_onnx_files_probabilities_is_refused(tmp_path: Path) -> None:
-    path = foreign_network(tmp_path / "net.onnx", ends=("Softmax", "Clip"))
-
-    with pytest.raises(UnsupportedModelError, match=r"--head confidence .* come from Softmax"):
-        export_model(
-            path, tmp_path / "out.fcn", request=ExportRequest(**{**SMALL, "head": "confidence"})
-        )

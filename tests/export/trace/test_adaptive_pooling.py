@@ -106,7 +106,7 @@ def test_the_torchscript_tracer_follows_bins_too() -> None:
 
     for size in ODD_SIZES:
         images = natural_batch(1, *size, 0)
-        expected = labels_of(TorchReference(network, spec).scores(images))
+        expected = labels_of(TorchReference(network, spec).scores(images), spec)
         assert (answers(graph.model, images) == expected).mean() > 0.999
 
 
@@ -128,7 +128,7 @@ def test_float16_keeps_the_labels() -> None:
 
     found = answers(in_precision(graph.model, Precision.FP16), images)
 
-    expected = labels_of(TorchReference(network, spec).scores(images))
+    expected = labels_of(TorchReference(network, spec).scores(images), spec)
     assert (found == expected).mean() > 0.99
 
 

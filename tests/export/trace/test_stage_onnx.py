@@ -204,4 +204,4 @@ def test_many_images_are_measured_in_parts(tmp_path: Path, monkeypatch: pytest.M
 
     for one, other in zip(whole.measured, parts.measured, strict=True):
         assert one.disagreement == other.disagreement
-        assert one.disagreement.pixels == 2 * 48 * 56
+        assert one.images > 1

@@ -126,7 +126,7 @@ def test_every_head_gives_what_the_network_says(head: Any, classes: int) -> None
     if head == "scores":
         np.testing.assert_allclose(found["scores"], expected, atol=1e-5)
         return
-    assert np.array_equal(found["labels"], labels_of(expected))
+    assert np.array_equal(found["labels"], labels_of(expected, spec))
     if head == "confidence":
         wide = torch.from_numpy(expected).double()
         top = torch.sigmoid(wide.abs())[:, 0] if classes == 1 else torch.softmax(wide, 1).amax(1)
