@@ -17,7 +17,7 @@ from fcn_deploy.preprocess import default_preprocess
 from fcn_export import cli, load_fcn
 from fcn_export.graph_spec import GraphSpec
 from fcn_export.load.torch_model import load_model
-from fcn_export.trace.frame_network import FrameNetwork
+from fcn_export.trace.argmax_head import FrameNetwork
 from fcn_export.trace.to_onnx import trace
 from fcn_models import FCN, Backbone, save_checkpoint
 from fcn_models.checkpoints import build_fcn, describe_fcn, recognise_fcn

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fcn_deploy.errors import UnsupportedModelError
 from fcn_deploy.preprocess import default_preprocess
 from fcn_export.graph_spec import GraphSpec
-from fcn_export.trace.frame_network import FrameNetwork
+from fcn_export.trace.argmax_head import FrameNetwork
 from fcn_export.trace.to_onnx import trace
 from fcn_models.backbones import BACKBONE_NAMES, Backbone
 from fcn_models.fcn import FCN, VARIANTS, Geometry, Variant

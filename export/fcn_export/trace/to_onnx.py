@@ -17,9 +17,9 @@ from fcn_deploy.errors import UnsupportedModelError
 from fcn_export.graph_spec import INPUT_NAME, GraphSpec
 from fcn_export.onnx_values import standard_opset, take_proto
 from fcn_export.trace.adaptive_pooling import FollowingPools
+from fcn_export.trace.argmax_head import FrameNetwork
 from fcn_export.trace.exporter_messages import quiet_exporters
 from fcn_export.trace.finish import FinishGraph, fixed_dims
-from fcn_export.trace.frame_network import FrameNetwork
 
 if TYPE_CHECKING:
     import onnx

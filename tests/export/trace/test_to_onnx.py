@@ -21,10 +21,10 @@ from fcn_deploy.preprocess import default_preprocess
 from fcn_export.check.reference import TorchReference, labels_of
 from fcn_export.check.sample_frames import natural_batch
 from fcn_export.graph_spec import GraphSpec
+from fcn_export.trace.argmax_head import FrameNetwork
 from fcn_export.trace.baked import find_baked_nodes
 from fcn_export.trace.borrow import borrowed
 from fcn_export.trace.finish import check_uint8_use
-from fcn_export.trace.frame_network import FrameNetwork
 from fcn_export.trace.to_onnx import TracedGraph, example_size, trace
 from tests.export.tiny_networks import (
     BakedHeight,

@@ -1,4 +1,4 @@
-"""Frames in, labels out, as one module: preprocessing, the network, upsampling and the head."""
+"""Put preprocessing before a network, and upsampling and argmax behind it, as one module."""
 
 from __future__ import annotations
 
