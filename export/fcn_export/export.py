@@ -327,7 +327,7 @@ def _check_budget(report: ExportReport, request: ExportRequest) -> None:
 
 
 def _check_broken(report: ExportReport) -> None:
-    """Refuse variants that keep too few labels, where their backend computes fp32 right.
+    """Refuse variants that keep too few labels, unless their backend breaks fp32 itself.
 
     Raises:
         ParityError: one does, or fp32 itself on every backend.
@@ -338,7 +338,7 @@ def _check_broken(report: ExportReport) -> None:
         if entry.failure is None and entry.runner is not None
     ]
     exact = [fidelity for _, fidelity in found if fidelity.precision is Precision.FP32]
-    sound = {fidelity.backend for fidelity in exact if fidelity.status == "ok"}
+    sound = {fidelity.backend for fidelity in exact if fidelity.status != "broken"}
     all_broken = bool(exact) and all(fidelity.status == "broken" for fidelity in exact)
     for runner, fidelity in found:
         # bf16 has no file of its own: the artifact holds nothing that could be left out
@@ -405,8 +405,8 @@ def _meaning(analysis: GraphAnalysis, spec: GraphSpec) -> OutputMeaning:
         said = analysis.measured(found if spec.asked else None)
         return replace(said, threshold=spec.threshold)
     said = analysis.measured()
-    if spec.asked and spec.activation != "ids" and said.activation == "ids":
-        said = replace(said, activation=spec.activation)
+    if spec.asked and spec.activation != "ids":
+        said = replace(said, activation=spec.activation, threshold=spec.threshold)
     return said if said.threshold is not None else replace(said, threshold=spec.threshold)
 
 

@@ -19,6 +19,7 @@ from fcn_deploy.graph.meaning import (
     find_queries,
     require_known,
 )
+from fcn_deploy.graph.scan import GraphTensor
 from fcn_deploy.names import Array, TensorSpec
 from fcn_deploy.opening.choose_reader import main_output
 from fcn_deploy.opening.locate import ModelFile
@@ -111,10 +112,18 @@ def read_graph(file: ModelFile, options: OpenOptions) -> BareOutput | None:
     last = [one for one in graph.outputs if not graph.consumers(one.name)]
     # of labels and the scores that they are made of, the labels
     outputs = graph.outputs if options.output_key is not None else last or graph.outputs
+    if options.output_key is None and len(held := [one for one in outputs if _is_labels(one)]) == 1:
+        outputs = held
     ranks = [(one.name, None if one.dims is None else len(one.dims)) for one in outputs]
     name = main_output(file, ranks, asked=options.output_key)
     analysis = analyse(graph, output=name)
     return BareOutput(_asked(analysis.found, options), analysis)
+
+
+def _is_labels(output: GraphTensor) -> bool:
+    """Say whether an output is declared as whole numbers for each pixel."""
+    whole = (output.dtype or "").startswith(("int", "uint"))
+    return whole and (output.dims is None or len(output.dims) >= 3)
 
 
 def read_specs(file: ModelFile, specs: tuple[TensorSpec, ...], options: OpenOptions) -> BareOutput:

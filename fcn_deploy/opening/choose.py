@@ -195,6 +195,14 @@ def choose_plan(manifest: Manifest, *, backend: str, precision: str) -> tuple[Va
                     hint=f"Export the model again with --engine {name}.",
                 )
             return fitting[0], f"{name} was asked for"
+        if wanted is None:
+            proven = [plan for plan in fitting if _is_faithful(manifest, plan)]
+            if fitting and not proven:
+                left_out.append(
+                    f"the plan '{fitting[0].file}' was left out: export did not show that "
+                    f"{fitting[0].precision} keeps the labels"
+                )
+            fitting = proven
         if not fitting:
             continue
         obstacle = _unavailable(name) or cast(PlanBackend, library).obstacle(fitting[0], manifest)

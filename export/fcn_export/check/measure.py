@@ -123,12 +123,14 @@ class Measured:
         drop = None
         if self.miou is not None and model.miou is not None:
             drop = 100.0 * (model.miou - self.miou)
+        everything = self.disagreement + self.one_class
         found = self.disagreement if self.images else self.one_class
         known = self.model_confusion
         fidelity = Fidelity(
             backend=self.runner.backend,
             precision=self.runner.precision,
-            label_agreement=found.label_agreement,
+            # images of one class are no evidence for a variant, but are against it
+            label_agreement=min(found.label_agreement, everything.label_agreement),
             near_tie_share=found.near_tie_share,
             miou=self.miou,
             miou_drop=drop,

@@ -307,23 +307,24 @@ def _find_state(loaded: Any, *, path: Path) -> OrderedDict[str, Tensor]:
     return _checked(holder, _tensors_of(holder), path=path)
 
 
-def _weights_in(found: Any, *, depth: int) -> Mapping[Any, Any] | None:
+def _weights_in(found: Any, *, depth: int) -> dict[Any, Any] | None:
     """Give the mapping that holds the weights: under a common name, the only one, or itself."""
-    if not isinstance(found, Mapping) or depth == 0:
+    if not isinstance(found, dict) or depth == 0:
         return None
     for name in _WRAPPERS:
         if name in found and (inner := _weights_in(found[name], depth=depth - 1)) is not None:
             return inner
     if _tensors_of(found):
         return found
-    holding = [x for x in found.values() if isinstance(x, Mapping) and _tensors_of(x)]
+    # the class's own methods: a file may give its dict attributes of the same names
+    holding = [x for x in dict.values(found) if isinstance(x, dict) and _tensors_of(x)]
     return holding[0] if len(holding) == 1 else None
 
 
-def _tensors_of(mapping: Mapping[Any, Any]) -> OrderedDict[str, Tensor]:
+def _tensors_of(mapping: dict[Any, Any]) -> OrderedDict[str, Tensor]:
     return OrderedDict(
         (key, value.detach())
-        for key, stored in mapping.items()
+        for key, stored in dict.items(mapping)
         if isinstance(key, str) and (value := _as_tensor(stored)) is not None
     )
 

@@ -61,10 +61,11 @@ class StoredArray:
         _, shape, kind, columns_first, data = self.state
         code = kind.plain() if isinstance(kind, StoredType) else None
         sizes = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
-        if code is None or not sizes or not isinstance(data, bytes):
+        order = type(columns_first) in (bool, int)
+        if code is None or not sizes or not order or not isinstance(data, bytes):
             return None
         dtype = np.dtype(code)
-        if len(data) != math.prod(shape) * dtype.itemsize:
+        if not data or len(data) != math.prod(shape) * dtype.itemsize:
             return None
         flat = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
         return flat.reshape(shape, order="F" if columns_first else "C").copy(order="C")

@@ -168,6 +168,12 @@ def _shaped(
     if ranks == {3}:
         if meaning.activation in ("softmax", "log_softmax"):
             raise error(f"{name} is {listed}, which has no classes to sum up over.", hint=_HINT)
+        if meaning.activation != "ids" and (meaning.num_classes or 1) > 1:
+            raise error(
+                f"{name} is {listed}, but the graph makes it of {meaning.num_classes} classes; "
+                "expected scores [N, C, H, W] or [N, H, W, C].",
+                hint="Export the network with its batch axis.",
+            )
         classes = meaning.num_classes if meaning.activation == "ids" else 1
         return replace(meaning, class_axis=None, rank=3, num_classes=classes)
     axis = meaning.class_axis

@@ -238,6 +238,40 @@ def test_several_outputs_are_listed_and_the_option_named(tmp_path: Path) -> None
         Segmenter.open(path, output_key="third")
 
 
+def test_labels_are_taken_before_the_scores_of_another_head(tmp_path: Path) -> None:
+    made = chain(3)
+    model = onnx.load_model_from_string(made.built()[0])
+    scores = model.graph.output[0].name
+    model.graph.node.extend(
+        [
+            helper.make_node("ArgMax", [scores], ["seg"], axis=1, keepdims=0),
+            helper.make_node("Neg", [scores], ["aux"]),
+        ]
+    )
+    del model.graph.output[:]
+    model.graph.output.extend(
+        [
+            helper.make_tensor_value_info("aux", TensorProto.FLOAT, ["n", 3, "h", "w"]),
+            helper.make_tensor_value_info("seg", TensorProto.INT64, ["n", "h", "w"]),
+        ]
+    )
+    path = tmp_path / "heads.onnx"
+    onnx.save(model, path)
+
+    labels = Segmenter.open(path)(FRAME).labels
+
+    assert np.mean(labels == true_scores(made).argmax(0)) > 0.999
+
+
+def test_scores_without_a_batch_axis_are_refused_whatever_they_are_called(tmp_path: Path) -> None:
+    made = chain(5)
+    made.then("Squeeze", made.constant([0], np.int64))
+    path = write(tmp_path, made, dims=[5, "h", "w"])
+
+    with pytest.raises(ArtifactError, match=r"5 classes; expected scores \[N, C, H, W\]"):
+        Segmenter.open(path, activation="logits")
+
+
 def queries(folder: Path) -> Path:
     model = onnx.load_model_from_string(chain(7).built()[0])
     model.graph.output[0].name = model.graph.node[-1].output[0] = "pred_masks"

@@ -65,6 +65,17 @@ def test_an_image_on_which_the_model_finds_one_class_counts_for_nothing() -> Non
     assert together.worst_image.worst_class_iou == 0.5
 
 
+def test_wrong_labels_on_images_of_one_class_count_against_a_variant() -> None:
+    entry = Measured(Runner("openvino", Precision.INT8))
+    add_images(entry, 4, [[9000, 0], [0, 1000]])
+    add_images(entry, 28, [[0, 10_000], [0, 0]])  # empty scenes, full of class 1
+
+    fidelity = entry.fidelity(Measured(None))
+
+    assert (fidelity.images, fidelity.status) == (4, "broken")
+    assert fidelity.label_agreement == 4 / 32
+
+
 @pytest.mark.parametrize(("error", "status"), [(1e-5, "ok"), (2.5e-3, "differs")])
 def test_fp32_of_every_backend_is_held_to_the_bound_of_verification(
     error: float, status: str

@@ -132,6 +132,16 @@ def test_a_precision_that_is_asked_for_chooses_the_plan(driver: SimDriver, tmp_p
         assert segmenter.path.name == "model.int8.tensorrt.plan"
 
 
+def test_auto_leaves_a_plan_out_that_was_not_shown_to_keep_the_labels(
+    driver: SimDriver, tmp_path: Path
+) -> None:
+    path = write_artifact(tmp_path, {"tensorrt": (Precision.INT8,)}, agreement=0.6)
+
+    with Segmenter.open(path, cache=False) as segmenter:
+        assert segmenter.backend != "tensorrt"
+        assert "'model.int8.tensorrt.plan' was left out: export did not show" in segmenter.reason
+
+
 def test_auto_leaves_a_plan_for_another_gpu_out_and_says_so(
     driver: SimDriver, tmp_path: Path
 ) -> None:
