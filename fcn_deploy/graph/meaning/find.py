@@ -97,7 +97,7 @@ def find_meaning(graph: OnnxGraph, *, output: str | None = None) -> FoundMeaning
     whole = described is not None and (described.dtype or "").startswith(("int", "uint", "bool"))
     if whole and activation != "ids":
         untraced = flow.kind == "unknown" and flow.found.startswith("the operator")
-        if untraced and _may_be_ids(dims):
+        if untraced and not flow.quantised and _may_be_ids(dims):
             activation, evidence = "ids", f"whole numbers of {flow.found.removeprefix('the ')}"
         elif activation != "unknown":
             activation, evidence = (
@@ -254,4 +254,5 @@ def _shares_queries(classes: GraphTensor, masks: GraphTensor) -> bool:
         return False
     named = (classes.name, masks.name) in _QUERY_NAMES
     fixed = isinstance(classes.dims[1], int) and isinstance(classes.dims[2], int)
-    return named or (fixed and classes.dims[1] == masks.dims[1])
+    scores = (classes.dtype or "").startswith(("float", "bfloat"))  # labels are whole numbers
+    return named or (scores and fixed and classes.dims[1] == masks.dims[1])

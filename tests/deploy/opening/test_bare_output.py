@@ -263,6 +263,15 @@ def test_labels_are_taken_before_the_scores_of_another_head(tmp_path: Path) -> N
     assert np.mean(labels == true_scores(made).argmax(0)) > 0.999
 
 
+def test_quantised_activations_are_not_taken_for_class_ids(tmp_path: Path) -> None:
+    made = chain(1).then("Relu")
+    made.then("QuantizeLinear", made.constant(0.01), made.constant(0, np.uint8))
+    path = write(tmp_path, made, dtype=TensorProto.UINT8)
+
+    with pytest.raises(ArtifactError, match="--activation"):
+        Segmenter.open(path)
+
+
 def test_scores_without_a_batch_axis_are_refused_whatever_they_are_called(tmp_path: Path) -> None:
     made = chain(5)
     made.then("Squeeze", made.constant([0], np.int64))
