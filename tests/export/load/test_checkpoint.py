@@ -781,3 +781,20 @@ def test_an_exported_program_needs_to_be_trusted_and_then_loads(
     assert checkpoint.module is not None
     # the same operators on the same numbers; the graph may fuse differently
     torch.testing.assert_close(checkpoint.module(image), network(image), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shadow", ["x", torch.Size([2])])
+def test_a_dict_whose_attributes_shadow_its_methods_is_read_all_the_same(
+    tmp_path: Path, shadow: object
+) -> None:
+    class Shadowed:
+        def __reduce__(self) -> tuple[Any, ...]:
+            attributes = dict.fromkeys(("items", "values", "get", "keys"), shadow)
+            return OrderedDict, (), attributes, None, iter([("weight", torch.ones(2))])
+
+    torch.save({"state_dict": Shadowed()}, tmp_path / "model.pt")
+
+    found = read_checkpoint(tmp_path / "model.pt").state
+
+    assert found is not None
+    assert list(found) == ["weight"]
