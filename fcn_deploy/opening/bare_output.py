@@ -26,11 +26,11 @@ from fcn_deploy.opening.locate import ModelFile
 from fcn_deploy.opening.options import OpenOptions
 from fcn_deploy.preprocess import InputFormat
 
-__all__ = ["BareOutput", "read_graph", "read_specs", "varied_frames"]
+__all__ = ["TRIED_SIZES", "BareOutput", "read_graph", "read_specs", "varied_frames"]
 
 _log = logging.getLogger(__name__)
 
-_SIZES = (
+TRIED_SIZES = (
     ((128, 192), (160, 96)),
     ((64, 96), (96, 64)),
     ((256, 384), (320, 224)),
@@ -172,7 +172,7 @@ def varied_frames(height: int, width: int) -> list[Array]:
 
 def _try(context: ExecutionContext, taken: InputFormat, name: str) -> list[Array]:
     """Give the output for varied frames of the first sizes that the network takes."""
-    for pair in _SIZES:
+    for pair in TRIED_SIZES:
         sizes = dict.fromkeys(
             tuple(
                 size if fixed is None else fixed

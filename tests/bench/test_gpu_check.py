@@ -240,7 +240,7 @@ def test_a_large_error_of_the_scores_excuses_no_wrong_kernel(
 
     of_kernel, of_plan = counts(steps["tensorrt fp32 labels made on the GPU"]["error"])
     assert of_kernel > 0
-    assert of_plan == 0
+    assert of_plan > 0  # near ties are bounded by the reference's own spread, too
 
 
 def test_a_head_that_errs_as_the_kernel_does_is_no_excuse(

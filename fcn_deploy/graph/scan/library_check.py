@@ -23,6 +23,9 @@ from fcn_deploy.graph.scan.tensor import shown
 
 __all__ = ["check_with_onnx"]
 
+_MOST_INPUT_VALUES = 1 << 29
+"""Of an image with fixed sides: three channels of more than 13,000 x 13,000 px."""
+
 
 def check_with_onnx(
     data: bytes | memoryview, graph: OnnxGraph, *, name: str, limits: ScanLimits
@@ -44,6 +47,8 @@ def check_with_onnx(
         )
     onnx = _library()
     _check_versions(onnx, graph, name)
+    _check_inputs(graph, name)
+    _check_windows(graph, name)
     model = without_weights(data, graph)
     try:
         onnx.checker.check_model(model)
@@ -76,6 +81,43 @@ def _check_versions(onnx: Any, graph: OnnxGraph, name: str) -> None:
                 f"operator of opset {graph.opset}.",
                 hint="Export the model without custom operators.",
             )
+
+
+def _check_inputs(graph: OnnxGraph, name: str) -> None:
+    """Refuse images of a size that nobody has: libraries reserve memory for a fixed one."""
+    for tensor in graph.inputs:
+        sizes = [size for size in tensor.dims or () if isinstance(size, int)]
+        if math.prod(sizes) > _MOST_INPUT_VALUES or 0 in sizes:
+            raise ArtifactError(
+                f"{name}: input '{tensor.name}' is {list(tensor.dims or ())}; expected sides of "
+                f"1 or more and at most {_MOST_INPUT_VALUES:,} values.",
+                hint="Export it with free or usual sizes.",
+            )
+
+
+def _check_windows(graph: OnnxGraph, name: str) -> None:
+    """Hold the attributes of convolutions against their weights; onnx does not, and OpenVINO
+    ends the process where they are too short (2026.4.1, found by mutated files)."""
+    for node in graph.nodes:
+        weights = graph.initializers.get(node.inputs[1]) if len(node.inputs) > 1 else None
+        if node.op_type not in ("Conv", "ConvTranspose") or weights is None:
+            continue
+        axes = len(weights.dims) - 2
+        for attribute, per_axis in (
+            ("kernel_shape", 1),
+            ("strides", 1),
+            ("dilations", 1),
+            ("pads", 2),
+        ):
+            values = node.attributes.get(attribute)
+            if values is not None and (
+                not isinstance(values, list | tuple) or len(values) != per_axis * axes
+            ):
+                raise ArtifactError(
+                    f"{name}: node {node.label} has {attribute} {values}; expected "
+                    f"{per_axis * axes} numbers for weights {list(weights.dims)}.",
+                    hint="Export it again.",
+                )
 
 
 def _check_types(onnx: Any, graph: OnnxGraph, types: Mapping[str, Any], name: str) -> None:

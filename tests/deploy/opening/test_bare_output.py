@@ -15,6 +15,7 @@ from fcn_deploy import Segmenter
 from fcn_deploy.errors import ArtifactError
 from fcn_deploy.names import Array
 from fcn_deploy.opening.bare_output import varied_frames
+from fcn_deploy.telemetry import import_openvino
 from tests.deploy.artifacts import write_artifact
 from tests.deploy.output_graphs import FLOAT16, Chain
 
@@ -340,7 +341,7 @@ def test_probabilities_of_unknown_scores_are_refused(tmp_path: Path) -> None:
 
 
 def test_openvinos_own_files_of_several_classes_are_told_by_their_values(tmp_path: Path) -> None:
-    import openvino
+    openvino = import_openvino()
 
     made = chain(3).then("Softmax", axis=1)
     openvino.save_model(
@@ -356,7 +357,7 @@ def test_openvinos_own_files_of_several_classes_are_told_by_their_values(tmp_pat
 
 
 def test_openvinos_own_file_of_a_single_class_has_to_be_told(tmp_path: Path) -> None:
-    import openvino
+    openvino = import_openvino()
 
     made = chain().then("Sigmoid")
     openvino.save_model(
@@ -373,7 +374,7 @@ def test_openvinos_own_file_of_a_single_class_has_to_be_told(tmp_path: Path) -> 
 def test_a_network_that_takes_no_tried_size_is_opened_by_its_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("fcn_deploy.opening.bare_output._SIZES", ())
+    monkeypatch.setattr("fcn_deploy.opening.bare_output.TRIED_SIZES", ())
 
     with caplog.at_level(logging.WARNING):
         labels = Segmenter.open(write(tmp_path, chain().then("Sigmoid")))(FRAME).labels
