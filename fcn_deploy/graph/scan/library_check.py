@@ -26,6 +26,12 @@ __all__ = ["check_with_onnx"]
 _MOST_INPUT_VALUES = 1 << 29
 """Of an image with fixed sides: three channels of more than 13,000 x 13,000 px."""
 
+_WINDOWED = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
+_WINDOW_ATTRIBUTES = {"kernel_shape": 1, "strides": 1, "dilations": 1, "pads": 2}
+"""How many numbers each has for an axis."""
+
+_MOST_WINDOW_PX = 4096
+
 
 def check_with_onnx(
     data: bytes | memoryview, graph: OnnxGraph, *, name: str, limits: ScanLimits
@@ -96,26 +102,29 @@ def _check_inputs(graph: OnnxGraph, name: str) -> None:
 
 
 def _check_windows(graph: OnnxGraph, name: str) -> None:
-    """Hold the attributes of convolutions against their weights; onnx does not, and OpenVINO
-    ends the process where they are too short (2026.4.1, found by mutated files)."""
+    """Hold the attributes of windows against their weights and against sense.
+
+    onnx does not, and OpenVINO 2026.4.1 writes beyond its memory where they are too few, or a
+    padding is of 65,536 px (found by mutated files).
+    """
     for node in graph.nodes:
-        weights = graph.initializers.get(node.inputs[1]) if len(node.inputs) > 1 else None
-        if node.op_type not in ("Conv", "ConvTranspose") or weights is None:
+        if node.op_type not in _WINDOWED:
             continue
-        axes = len(weights.dims) - 2
-        for attribute, per_axis in (
-            ("kernel_shape", 1),
-            ("strides", 1),
-            ("dilations", 1),
-            ("pads", 2),
-        ):
+        weights = graph.initializers.get(node.inputs[1]) if len(node.inputs) > 1 else None
+        for attribute, per_axis in _WINDOW_ATTRIBUTES.items():
             values = node.attributes.get(attribute)
-            if values is not None and (
-                not isinstance(values, list | tuple) or len(values) != per_axis * axes
+            if values is None:
+                continue
+            count = None if weights is None else per_axis * (len(weights.dims) - 2)
+            if (
+                not isinstance(values, tuple)
+                or (count is not None and len(values) != count)
+                or not all(isinstance(one, int) and 0 <= one <= _MOST_WINDOW_PX for one in values)
             ):
                 raise ArtifactError(
-                    f"{name}: node {node.label} has {attribute} {values}; expected "
-                    f"{per_axis * axes} numbers for weights {list(weights.dims)}.",
+                    f"{name}: node {node.label} has {attribute} {shown(str(values))}; expected "
+                    f"{'numbers' if count is None else f'{count} numbers'} of 0 to "
+                    f"{_MOST_WINDOW_PX} px.",
                     hint="Export it again.",
                 )
 

@@ -34,7 +34,7 @@ Change = Callable[[ModelProto, Rng], None]
 
 TIME_LIMIT_SECONDS = 30
 MEMORY_LIMIT_BYTES = 4 << 30
-_FILES_PER_WORKER = 50  # OpenVINO keeps address space of each network that has run: 4 GiB end
+_FILES_PER_WORKER = 200
 _EXTREMES = (-(1 << 63), -(1 << 31), -7, -1, 0, 1, 2, 5, 1 << 16, 1 << 31, 1 << 40, (1 << 63) - 1)
 _HUGE = 1 << 34
 _STANDARD = sorted(

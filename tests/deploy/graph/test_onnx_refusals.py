@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from fcn_deploy.errors import (
 )
 from fcn_deploy.graph.scan import ScanLimits, scan_onnx
 from fcn_deploy.graph.scan.outputs import without_weights
+from fcn_deploy.segmenter import Segmenter
 from tests.deploy.onnx_models import (
     RELU,
     X,
@@ -25,6 +27,7 @@ from tests.deploy.onnx_models import (
     model_of,
     one_node,
     segmenter_bytes,
+    segmenter_model,
 )
 
 FLOAT = TensorProto.FLOAT
@@ -309,3 +312,38 @@ def test_messages_that_nest_too_deep_are_refused() -> None:
     assert scan_onnx(one_node(node)).nodes[0].op_type == "Relu"
     with pytest.raises(UntrustedArtifactError, match="nests more than 2 levels"):
         scan_onnx(one_node(node), limits=ScanLimits(max_depth=2))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values"), [("pads", [65536, 1, 1, 1]), ("pads", [1, 1]), ("kernel_shape", [])]
+)
+def test_windows_that_do_not_fit_or_make_no_sense_are_refused(
+    tmp_path: Path, attribute: str, values: list[int]
+) -> None:
+    weights = np.ones((2, 3, 3, 3), np.float32)
+    node = helper.make_node("Conv", ["image", "weights"], ["scores"])
+    given = node.attribute.add(name=attribute, type=onnx.AttributeProto.INTS)
+    given.ints.extend(values)
+    graph = helper.make_graph(
+        [node],
+        "windows",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 2, "h", "w"])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path = tmp_path / "windows.onnx"
+    onnx.save(model, path)
+
+    with pytest.raises(ArtifactError, match=f"has {attribute} .*; expected 2|4 numbers of 0 to"):
+        Segmenter.open(path)
+
+
+def test_an_image_of_an_absurd_size_is_refused(tmp_path: Path) -> None:
+    model = segmenter_model()
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 1 << 40
+    path = tmp_path / "absurd.onnx"
+    onnx.save(model, path)
+
+    with pytest.raises(ArtifactError, match=r"input 'image' is .*1099511627776.*at most"):
+        Segmenter.open(path)
