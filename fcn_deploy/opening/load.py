@@ -123,11 +123,12 @@ def _choose(file: ModelFile, options: OpenOptions) -> tuple[ModelFile, Backend, 
     wanted, precision = options.backend, options.precision
     if file.backend is not None and wanted == "auto":
         wanted = file.backend
-    # a file that was named itself, a plan or a precision leave nothing to what was measured
+    # use the tuned result only if the user fixed neither file, precision nor providers
     open_choice = precision == "auto" and file.precision is None and options.providers is None
     tuned = kept_rows(file.manifest) if open_choice and file.manifest is not None else None
     backend, why = choose_backend(
-        *(wanted, file.path.suffix),
+        wanted,
+        file.path.suffix,
         manifest=file.manifest,
         tuned=tuned,
         providers=options.providers,

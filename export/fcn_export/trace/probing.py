@@ -21,7 +21,7 @@ from fcn_export.trace.size_rule import (
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["plan_graph"]
+__all__ = ["specify_graph"]
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _PROBE_SIZES = ((128, 192), (336, 336), (224, 224))
 
 
-def plan_graph(
+def specify_graph(
     module: nn.Module, loaded: LoadedModel, request: ExportRequest
 ) -> tuple[GraphSpec, ShapeRange]:
     """Run the network at small sizes and decide its graph.

@@ -56,7 +56,7 @@ def stage_module(
     """
     from fcn_export.load.torch_model import check_finite_weights
     from fcn_export.trace.borrow import borrowed
-    from fcn_export.trace.probing import plan_graph
+    from fcn_export.trace.probing import specify_graph
     from fcn_export.trace.to_onnx import example_size, trace
 
     with steps.step("load"):
@@ -69,7 +69,7 @@ def stage_module(
         check_finite_weights(module)
         steps.tell("all finite")
     with steps.step("try sizes"):
-        spec, shapes = plan_graph(module, loaded, request)
+        spec, shapes = specify_graph(module, loaded, request)
         if spec.activation == "ids":
             check_head(spec.head)
         steps.tell(_describe_sizes(spec, shapes))

@@ -97,7 +97,7 @@ def stage_onnx(
     given = OnnxFile(path, data, weights)
     context = stack.enter_context(given.opened(_BACKEND, inner=_inner(network)))
     with steps.step("try sizes"):
-        spec, shapes = _plan(context, network, request)
+        spec, shapes = _specify(context, network, request)
         spec = _with_meaning(context, network, spec, shapes)
         steps.tell(f"{spec.num_classes} classes, {shapes.multiple_of} px steps")
     reference = OnnxReference(context, spec, scores=network.scores)
@@ -222,7 +222,7 @@ def _inner(network: _Network) -> tuple[str, ...]:
     return () if network.scores in outputs else (network.scores,)
 
 
-def _plan(
+def _specify(
     context: ExecutionContext, network: _Network, request: ExportRequest
 ) -> tuple[GraphSpec, ShapeRange]:
     """Run the network at small sizes and decide its graph; sizes fixed in the file stay so."""
