@@ -264,6 +264,34 @@ def test_labels_are_taken_before_the_scores_of_another_head(tmp_path: Path) -> N
     assert np.mean(labels == true_scores(made).argmax(0)) > 0.999
 
 
+def test_labels_beside_scores_with_the_classes_last_are_no_queries(tmp_path: Path) -> None:
+    made = chain(5)
+    model = onnx.load_model_from_string(made.built()[0])
+    scores = model.graph.output[0].name
+    model.graph.node.extend(
+        [
+            helper.make_node("ArgMax", [scores], ["labels"], axis=1, keepdims=0),
+            helper.make_node("Transpose", [scores], ["last"], perm=[0, 2, 3, 1]),
+        ]
+    )
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    for size, dim in zip((1, 3, 24, 40), dims, strict=True):
+        dim.dim_value = size
+    del model.graph.output[:]
+    model.graph.output.extend(
+        [
+            helper.make_tensor_value_info("labels", TensorProto.INT64, [1, 24, 40]),
+            helper.make_tensor_value_info("last", TensorProto.FLOAT, [1, 24, 40, 5]),
+        ]
+    )
+    path = tmp_path / "last.onnx"
+    onnx.save(model, path)
+
+    labels = Segmenter.open(path)(FRAME).labels
+
+    assert np.mean(labels == true_scores(made).argmax(0)) > 0.999
+
+
 def test_quantised_activations_are_not_taken_for_class_ids(tmp_path: Path) -> None:
     made = chain(1).then("Relu")
     made.then("QuantizeLinear", made.constant(0.01), made.constant(0, np.uint8))
